@@ -1,0 +1,37 @@
+"""Money: a pool's price per token follows from its node's price and its measured throughput."""
+
+from __future__ import annotations
+
+from cluster.config import ClusterConfig, NodeClass, PoolConfig
+from cluster.types import TOKENS_PER_PRICE_UNIT, Price
+
+MICRO_USD_PER_USD = 1_000_000
+SECONDS_PER_HOUR = 3600
+
+
+def pool_price(pool: PoolConfig, node: NodeClass) -> Price:
+    """Node price per second x share ÷ tokens per second, in micro-USD per million tokens, at least 1."""
+    micro_usd_per_s = node.usd_per_hour * MICRO_USD_PER_USD / SECONDS_PER_HOUR * pool.node_share
+
+    def per_mtok(tokens_per_s: float) -> int:
+        return max(1, round(micro_usd_per_s / tokens_per_s * TOKENS_PER_PRICE_UNIT))
+
+    return Price(
+        prompt_micro_usd_per_mtok=per_mtok(pool.throughput.prompt_tokens_per_s),
+        output_micro_usd_per_mtok=per_mtok(pool.throughput.output_tokens_per_s),
+    )
+
+
+def prices(config: ClusterConfig) -> dict[str, Price]:
+    return {
+        name: pool_price(pool, config.node_classes[pool.node_class]) for name, pool in config.pools.items()
+    }
+
+
+def large_price(config: ClusterConfig) -> Price:
+    """What "saved" is measured against: the first pool of the last (largest) tier."""
+    return prices(config)[config.pools_of_tier(config.tiers[-1])[0]]
+
+
+def usd(micro_usd: int) -> float:
+    return micro_usd / MICRO_USD_PER_USD

@@ -1,0 +1,106 @@
+"""Which nodes a pool may run on, and whether its model fits there. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cluster.config import BaseModelConfig, NodeClass, PoolConfig
+from cluster.types import NodeState
+
+GIB = 2**30
+ENGINE_OVERHEAD_BYTES = int(3.0 * GIB)
+"""Replica process, engine core and worker with torch loaded: 0.8 + 0.7 + 1.5 GB measured with a 135M
+model on CPU (GATEWAY.md)."""
+
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The nodes that match and the selector that did; no nodes: `why_not` says what to do."""
+
+    nodes: tuple[NodeState, ...]
+    selector: Mapping[str, str] | None = None
+    why_not: str = ""
+
+
+def find_nodes(pool_name: str, pool: PoolConfig, node: NodeClass, nodes: Iterable[NodeState]) -> Fit:
+    """First selector (then its fallbacks in order) that matches a node with enough CPUs and GPUs in all.
+
+    Labels follow Ray's label selectors: `value`, `!value`, `in(a,b)`, `!in(a,b)`.
+    """
+    known = list(nodes)
+    gpus = pool_gpus(pool)
+    too_small: list[str] = []
+    for selector in (node.label_selector, *node.fallbacks):
+        matching = [each for each in known if matches(selector, each.labels)]
+        fitting = [
+            each
+            for each in matching
+            if each.resources.get("CPU", 0) >= pool.cpus
+            and each.resources.get("GPU", 0) >= gpus / pool.tensor_parallel
+        ]
+        if fitting and sum(each.resources.get("GPU", 0) for each in fitting) >= gpus:
+            return Fit(tuple(fitting), selector)
+        too_small += [each.address for each in matching]
+    wanted = " or ".join(_text(selector) for selector in (node.label_selector, *node.fallbacks))
+    have = "; ".join(f"{each.address} {_text(each.labels)}" for each in known) or "none"
+    if too_small:
+        return Fit(
+            (),
+            why_not=f"pool {pool_name!r} needs {pool.cpus:g} CPUs and {gpus:g} GPUs per replica; the matching nodes "
+            f"({', '.join(dict.fromkeys(too_small))}) have less. Lower cpus/gpus or add a larger node.",
+        )
+    return Fit(
+        (),
+        why_not=f"no node matches pool {pool_name!r} (node class {pool.node_class!r} wants {wanted}). Nodes: {have}. "
+        "Start a node with these labels (ray start --labels) or add a fallback to the node class.",
+    )
+
+
+def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return all(_value_matches(wanted, labels.get(key)) for key, wanted in selector.items())
+
+
+def _value_matches(wanted: str, value: str | None) -> bool:
+    negated = wanted.startswith("!")
+    wanted = wanted.removeprefix("!")
+    listed = re.fullmatch(r"in\((.*)\)", wanted)
+    options = [option.strip() for option in listed[1].split(",")] if listed else [wanted]
+    return (value in options) != negated
+
+
+def pool_gpus(pool: PoolConfig) -> float:
+    """GPUs of one replica: one per tensor-parallel rank, or the share that the YAML gives."""
+    return max(pool.gpus, float(pool.tensor_parallel) if pool.tensor_parallel > 1 else 0.0)
+
+
+def replica_memory_bytes(pool: PoolConfig, model: BaseModelConfig) -> int:
+    """Upper estimate of a CPU replica's memory, or of the GPU memory of one rank's share."""
+    weights = model.parameters * BYTES_PER_WEIGHT[pool.dtype] // pool.tensor_parallel
+    if pool.engine == "simulated":
+        return GIB // 4
+    kv_cache = int(pool.kv_cache_gib * GIB)
+    return weights + kv_cache + (ENGINE_OVERHEAD_BYTES if pool_gpus(pool) == 0 else 0)
+
+
+def memory_problem(
+    pool_name: str, pool: PoolConfig, model: BaseModelConfig, available_bytes: int, where: str
+) -> str | None:
+    """A sentence with the arithmetic when one replica does not fit, else None."""
+    need = replica_memory_bytes(pool, model)
+    if need <= available_bytes:
+        return None
+    weights = model.parameters * BYTES_PER_WEIGHT[pool.dtype]
+    return (
+        f"pool {pool_name!r} does not fit: {pool.base_model} needs about {need / GIB:.1f} GiB "
+        f"({weights / GIB:.1f} weights as {pool.dtype} + {pool.kv_cache_gib:.1f} KV cache + engine), "
+        f"{where} has {available_bytes / GIB:.1f} GiB free. Use a smaller model, lower kv_cache_gib, or a larger node."
+    )
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    shown = {key: value for key, value in labels.items() if not key.startswith("ray.io/")}
+    return "{" + ", ".join(f"{key}={value}" for key, value in sorted(shown.items())) + "}"

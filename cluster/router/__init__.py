@@ -1,0 +1,1 @@
+"""Decides what runs: request features + fleet view → decision. Pure: no I/O, no clock, no Ray."""

@@ -1,0 +1,112 @@
+"""From a request's features to a decision.
+
+`model` is looked up in this order: `auto`, tier, adapter, base model (the YAML check refuses clashes).
+For `auto` the header `x-sprat-tier` decides, else the policy. Then the context limit: a call that
+does not fit goes up by itself.
+"""
+
+from __future__ import annotations
+
+from cluster.config import AUTO, ClusterConfig, RouterConfig
+from cluster.errors import ContextLengthExceeded, InvalidRequest, UnknownModel
+from cluster.router.policy import Choice, RoutingPolicy
+from cluster.router.rules import RulesPolicy
+from cluster.router.view import FleetView, PoolView
+from cluster.types import Candidate, Decision, RequestFeatures
+
+POLICIES = {RulesPolicy.name: RulesPolicy}
+
+Option = tuple[PoolView, str | None]
+"""A pool and the adapter to use on it (None: the base model itself)."""
+
+
+class Router:
+    """Pure and deterministic: the simulator runs the same object."""
+
+    def __init__(self, view: FleetView, config: RouterConfig) -> None:
+        self.view = view
+        self._policy: RoutingPolicy = POLICIES[config.policy](config)
+        self._fall_back_up = config.fall_back_up
+
+    @classmethod
+    def of(cls, config: ClusterConfig) -> Router:
+        return cls(FleetView.of(config), config.router)
+
+    def names(self) -> tuple[str, ...]:
+        """Everything that `model` may say."""
+        return (AUTO, *self.view.tiers, *self.view.adapters(), *self.view.base_models())
+
+    def route(self, features: RequestFeatures) -> Decision:
+        """Raises UnknownModel, InvalidRequest (unknown or contradicting tier), ContextLengthExceeded."""
+        choice = self._choice(features)
+        options = self._options(choice.target)
+        climbs = features.model == AUTO and self._fall_back_up
+        if climbs:
+            top = options[-1][0].tier
+            options += [
+                (pool, None) for tier in self.view.tiers_above(top) for pool in self.view.pools_of_tier(tier)
+            ]
+        fitting = [option for option in options if option[0].fits(features)]
+        if not fitting:
+            raise _too_long(features, options)
+        reason = choice.reason
+        if fitting[0][0].tier != options[0][0].tier:
+            reason += f";context>{options[0][0].tier}"
+        return Decision(
+            candidates=tuple(pool.candidate(features, adapter) for pool, adapter in fitting),
+            reason=reason,
+            policy=self._policy.name,
+            large_price=self.view.large_price,
+        )
+
+    def _choice(self, features: RequestFeatures) -> Choice:
+        tier = features.header_tier
+        if tier is not None and tier not in self.view.tiers:
+            raise InvalidRequest(
+                f"x-sprat-tier is {tier!r}; this cluster has {', '.join(self.view.tiers)}.",
+                param="x-sprat-tier",
+            )
+        if features.model != AUTO:
+            if tier is not None and tier != features.model:
+                raise InvalidRequest(
+                    f"x-sprat-tier: {tier} contradicts model: {features.model}. Use model: auto with the header.",
+                    param="x-sprat-tier",
+                )
+            return Choice(target=features.model, reason=f"model:{features.model}")
+        if tier is not None:
+            return Choice(target=tier, reason=f"header:{tier}")
+        return self._policy.choose(features, self.view)
+
+    def _options(self, target: str) -> list[Option]:
+        """All pools that serve the target, the cheapest first; at least one."""
+        view = self.view
+        if target in view.tiers:
+            return [(pool, None) for pool in view.pools_of_tier(target)]
+        by_price = [pool for tier in view.tiers for pool in view.pools_of_tier(tier)]
+        adapter = view.resolve_adapter(target)
+        if adapter is not None:
+            return [(pool, adapter) for pool in by_price if adapter in pool.adapters]
+        options: list[Option] = [(pool, None) for pool in by_price if pool.base_model == target]
+        if not options:
+            raise UnknownModel(
+                f"The model {target!r} does not exist here. GET /v1/models lists what does.", param="model"
+            )
+        return options
+
+
+def escalation(decision: Decision, failed: Candidate) -> Decision | None:
+    """What is left after a candidate's engine found the prompt too long: the pools with another tier."""
+    left = tuple(candidate for candidate in decision.candidates if candidate.tier != failed.tier)
+    if not left:
+        return None
+    return Decision(left, f"{decision.reason};context>{failed.tier}", decision.policy, decision.large_price)
+
+
+def _too_long(features: RequestFeatures, options: list[Option]) -> ContextLengthExceeded:
+    largest = max(options, key=lambda option: option[0].context_tokens)[0]
+    return ContextLengthExceeded(
+        f"This call needs about {features.prompt_tokens_estimate} prompt tokens + {largest.max_tokens(features)} "
+        f"output tokens; the largest context it may use holds {largest.context_tokens}. "
+        "Shorten the prompt or lower max_tokens.",
+        param="messages",
+    )

@@ -1,0 +1,95 @@
+"""The fleet as the router sees it: pools with prices and limits, no load (that is the scheduler's)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.config import ClusterConfig
+from cluster.cost import large_price, prices
+from cluster.types import Candidate, Price, RequestFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    name: str
+    tier: str
+    base_model: str
+    adapters: tuple[str, ...]
+    price: Price
+    context_tokens: int
+    default_max_tokens: int
+
+    def max_tokens(self, features: RequestFeatures) -> int:
+        return features.max_tokens or self.default_max_tokens
+
+    def fits(self, features: RequestFeatures) -> bool:
+        return features.prompt_tokens_estimate + self.max_tokens(features) <= self.context_tokens
+
+    def candidate(self, features: RequestFeatures, adapter: str | None) -> Candidate:
+        """Cost is the worst case: all output tokens that the call may take."""
+        max_tokens = self.max_tokens(features)
+        return Candidate(
+            tier=self.tier,
+            pool=self.name,
+            base_model=self.base_model,
+            adapter=adapter,
+            price=self.price,
+            max_tokens=max_tokens,
+            estimated_cost_micro_usd=self.price.cost_micro_usd(features.prompt_tokens_estimate, max_tokens),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """`tiers` run from the smallest to the largest."""
+
+    tiers: tuple[str, ...]
+    pools: tuple[PoolView, ...]
+    large_price: Price
+
+    @classmethod
+    def of(cls, config: ClusterConfig) -> FleetView:
+        price_of = prices(config)
+        return cls(
+            tiers=tuple(config.tiers),
+            pools=tuple(
+                PoolView(
+                    name=name,
+                    tier=pool.tier,
+                    base_model=pool.base_model,
+                    adapters=tuple(pool.adapters),
+                    price=price_of[name],
+                    context_tokens=pool.context_tokens,
+                    default_max_tokens=pool.default_max_tokens,
+                )
+                for name, pool in config.pools.items()
+            ),
+            large_price=large_price(config),
+        )
+
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(adapter for pool in self.pools for adapter in pool.adapters))
+
+    def base_models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(pool.base_model for pool in self.pools))
+
+    def pools_of_tier(self, tier: str) -> tuple[PoolView, ...]:
+        """Cheapest output first: for equal quality the cheaper pool is asked first."""
+        return tuple(
+            sorted(
+                (pool for pool in self.pools if pool.tier == tier),
+                key=lambda pool: (pool.price.output_micro_usd_per_mtok, pool.name),
+            )
+        )
+
+    def tiers_above(self, tier: str) -> tuple[str, ...]:
+        return self.tiers[self.tiers.index(tier) + 1 :]
+
+    def resolve_adapter(self, name: str) -> str | None:
+        """`name@n` is one version; `name` alone is the live one: until the registry moves a pointer,
+        the highest version that a pool serves."""
+        adapters = self.adapters()
+        if name in adapters:
+            return name
+        versions = [adapter for adapter in adapters if adapter.split("@")[0] == name]
+        return max(versions, key=lambda adapter: int(adapter.split("@")[1])) if versions else None

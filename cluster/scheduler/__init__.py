@@ -1,0 +1,1 @@
+"""Admission in one round trip: replica choice, leases, spend, replica directory."""

@@ -1,0 +1,43 @@
+"""The Lua operations as package data: `lua/<name>.lua`, with the shared `lua/_pool.lua` put in front."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+
+class LuaScript:
+    """One operation: one round trip, atomic."""
+
+    def __init__(self, name: str) -> None:
+        folder = files("cluster.scheduler") / "lua"
+        # Redis wants the shebang on the first line of what it is sent. With it, a script that touches a
+        # key it did not declare fails in cluster mode; without it, it silently works (SCHEDULER.md 1).
+        shebang, _, body = (folder / f"{name}.lua").read_text().partition("\n")
+        if not shebang.startswith("#!lua"):
+            raise ValueError(f"lua/{name}.lua must start with #!lua, not with {shebang!r}")
+        self.name = name
+        self.source = f"{shebang}\n{(folder / '_pool.lua').read_text()}{body}"
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, client: Redis, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+        """The reply as the script's header says. Raises what redis-py raises."""
+        keys_and_arguments = (*keys, *map(str, arguments))
+        try:
+            return await client.evalsha(self.sha, len(keys), *keys_and_arguments)
+        except NoScriptError:
+            # Scripts are a volatile cache: lost on restart, failover and SCRIPT FLUSH. EVAL fills it again.
+            return await client.eval(self.source, len(keys), *keys_and_arguments)
+
+
+ADMIT = LuaScript("admit")
+SETTLE = LuaScript("settle")
+RENEW = LuaScript("renew")
+REAP = LuaScript("reap")
+HEARTBEAT = LuaScript("heartbeat")
+DEREGISTER = LuaScript("deregister")

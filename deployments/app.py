@@ -1,0 +1,158 @@
+"""Composition root: from the YAML to Ray Serve applications. The only place that wires objects."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import ray
+from ray import serve
+
+from cluster.config import ClusterConfig, NodeClass, PoolConfig
+from cluster.errors import SchedulerUnavailable
+from cluster.placement import find_nodes, pool_gpus
+from cluster.types import NodeState
+from deployments.engine_replica import DRAIN_S
+from deployments.engine_sim import SimulatedReplica
+from deployments.engine_vllm import VllmReplica
+from deployments.gateway.replica import GatewayReplica
+from deployments.runtime import Runtime
+
+ENGINES = {"vllm": VllmReplica, "simulated": SimulatedReplica}
+GATEWAY_APP = "gateway"
+POOL_APP_PREFIX = "pool-"
+ENTRY_TIMEOUT_S = 20.0
+
+
+def deploy(runtime: Runtime, nodes: Iterable[NodeState]) -> Iterator[str]:
+    """Hand the gateway and all pools to Serve, the smallest tier first; yields while it waits.
+
+    The next pool follows when the one before has taken its first step on a node (or after
+    ENTRY_TIMEOUT_S): the engines of one CPU node load one after the other, and the small tier shall be the
+    first of them.
+    """
+    config = runtime.config
+    known = list(nodes)
+    # No Serve proxy: gateways and engines listen on ports of their own (GATEWAY.md).
+    serve.start(proxy_location="Disabled")
+    _run(gateway_application(runtime), GATEWAY_APP)
+    for name in sorted(config.pools, key=lambda pool: config.tiers.index(config.pools[pool].tier)):
+        _run(pool_application(name, runtime, known), POOL_APP_PREFIX + name)
+        deadline = time.monotonic() + ENTRY_TIMEOUT_S
+        while time.monotonic() < deadline and not _has_entry(runtime, name):
+            yield name
+            time.sleep(0.3)
+
+
+def _run(application: serve.Application, name: str) -> None:
+    target = serve.RunTarget(target=application, name=name, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def _has_entry(runtime: Runtime, pool: str) -> bool:
+    async def ask() -> bool:
+        scheduler = runtime.scheduler()
+        try:
+            return bool((await scheduler.pool_load(pool)).replicas)
+        except SchedulerUnavailable:
+            return False
+        finally:
+            await scheduler.close()
+
+    return asyncio.run(ask())
+
+
+def gateway_application(runtime: Runtime) -> serve.Application:
+    return (
+        serve.deployment(GatewayReplica)
+        .options(
+            name="gateway",
+            num_replicas=runtime.config.gateway.replicas,
+            ray_actor_options={"num_cpus": 0},
+            max_constructor_retry_count=2,
+            health_check_period_s=5,
+            graceful_shutdown_timeout_s=15,
+        )
+        .bind(runtime)
+    )
+
+
+def pool_application(name: str, runtime: Runtime, nodes: Iterable[NodeState]) -> serve.Application:
+    """One Serve deployment per pool."""
+    pool = runtime.config.pools[name]
+    node = runtime.config.node_classes[pool.node_class]
+    return (
+        serve.deployment(ENGINES[pool.engine])
+        .options(
+            name=name,
+            num_replicas=pool.replicas,
+            max_constructor_retry_count=2,
+            health_check_period_s=2,
+            health_check_timeout_s=10,
+            graceful_shutdown_wait_loop_s=0.5,
+            graceful_shutdown_timeout_s=DRAIN_S + 30,
+            **placement_options(name, pool, node, nodes),
+        )
+        .bind(name, runtime)
+    )
+
+
+def placement_options(
+    name: str, pool: PoolConfig, node: NodeClass, nodes: Iterable[NodeState]
+) -> dict[str, Any]:
+    """Where Ray may put a replica: label selector with soft fallbacks, or a placement group for tensor
+    parallel pools. Placement groups know no fallback in Serve 2.60 (PLATFORM.md 1.4), so the selector
+    that matches the nodes of today is taken."""
+    if pool.tensor_parallel > 1:
+        fit = find_nodes(name, pool, node, nodes)
+        selector = dict(fit.selector if fit.selector is not None else node.label_selector)
+        bundles = [{"CPU": max(pool.cpus / pool.tensor_parallel, 0.01), "GPU": 1.0}] * pool.tensor_parallel
+        return {
+            "ray_actor_options": {"num_cpus": 0},
+            "placement_group_bundles": bundles,
+            "placement_group_strategy": "STRICT_PACK",
+            "placement_group_bundle_label_selector": [selector] * len(bundles) if selector else None,
+        }
+    options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool_gpus(pool)}
+    if node.label_selector:
+        options["label_selector"] = node.label_selector
+    if node.fallbacks:
+        options["fallback_strategy"] = [{"label_selector": selector} for selector in node.fallbacks]
+    return {"ray_actor_options": options}
+
+
+def ray_nodes() -> list[NodeState]:
+    """The nodes that live now."""
+    return [
+        NodeState(
+            node_id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            labels=dict(node.get("Labels") or {}),
+            resources=dict(node.get("Resources") or {}),
+            memory_bytes=int((node.get("Resources") or {}).get("memory", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def serve_states() -> dict[str, dict[str, Any]]:
+    """Per pool: Serve's own view (`status`, `message`)."""
+    states: dict[str, dict[str, Any]] = {}
+    for app_name, app in serve.status().applications.items():
+        deployments = list(app.deployments.values())
+        message = " ".join([app.message, *(each.message for each in deployments)]).strip()
+        states[app_name.removeprefix(POOL_APP_PREFIX)] = {"status": str(app.status), "message": message}
+    return states
+
+
+def unplaceable(config: ClusterConfig, nodes: Iterable[NodeState]) -> Mapping[str, str]:
+    """Pools that no node can hold, with the sentence that says why."""
+    known = list(nodes)
+    reasons = {
+        name: find_nodes(name, pool, config.node_classes[pool.node_class], known).why_not
+        for name, pool in config.pools.items()
+    }
+    return {name: reason for name, reason in reasons.items() if reason}

@@ -1,0 +1,1 @@
+"""The `sprat` command: one file per verb."""

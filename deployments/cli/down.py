@@ -1,0 +1,53 @@
+"""`sprat down`: stop the cluster of this state folder, all of it and only it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import click
+import psutil
+
+from cluster.errors import StartError
+from deployments.state_folder import StateFolder
+
+STOP_TIMEOUT_S = 120.0
+
+
+@click.command()
+@click.pass_obj
+def down(state: StateFolder) -> None:
+    """Stop the cluster: running calls end first, then engines, Ray and Valkey."""
+    record = state.read_supervisor()
+    if record is None:
+        state.forget_supervisor()
+        click.echo("Nothing runs from this state folder.")
+        return
+    stop_supervisor(record["pid"])
+    click.echo("Stopped.")
+
+
+def stop_supervisor(pid: int) -> None:
+    """SIGTERM, then wait. Raises StartError when something is still there after the timeout."""
+    try:
+        supervisor = psutil.Process(pid)
+        children = supervisor.children(recursive=True)
+        os.kill(pid, signal.SIGTERM)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    with click.progressbar(length=int(STOP_TIMEOUT_S), label="Stopping", show_eta=False) as bar:
+        while time.monotonic() < deadline and supervisor.is_running() and supervisor.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
+            bar.update(1)
+    left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    if supervisor.is_running() and supervisor.status() != psutil.STATUS_ZOMBIE:
+        supervisor.kill()  # its children die with it
+        _, left = psutil.wait_procs(children, timeout=10)
+    for child in left:
+        # A worker that Ray left behind; it was a child of our supervisor, so it is ours.
+        child.kill()
+    _, left = psutil.wait_procs(left, timeout=5)
+    if left:
+        raise StartError(f"these processes did not end: {', '.join(str(child.pid) for child in left)}. Kill them by hand.")

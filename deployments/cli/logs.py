@@ -1,0 +1,58 @@
+"""`sprat logs [PART]`: what the supervisor, Valkey, Ray, the gateway or a pool wrote."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+
+import click
+
+from deployments.state_folder import StateFolder
+
+FOLLOW_PERIOD_S = 0.5
+
+
+@click.command()
+@click.argument("part", default="supervisor")
+@click.option("-n", "--lines", default=50, show_default=True, help="Lines of each file.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as they grow.")
+@click.pass_obj
+def logs(state: StateFolder, part: str, *, lines: int, follow: bool) -> None:
+    """Show logs of PART: supervisor, valkey, ray, gateway or the name of a pool."""
+    files = log_files(state, part)
+    if not files:
+        known = ", ".join(["supervisor", "valkey", "ray", "gateway", "or a pool's name"])
+        raise click.UsageError(f"there is no log of {part!r} in {state.logs}; parts are {known}")
+    for file in files:
+        click.echo(f"==> {file} <==")
+        with file.open(errors="replace") as opened:
+            for line in deque(opened, maxlen=lines):
+                click.echo(line, nl=False)
+    if follow:
+        _follow(files)
+
+
+def log_files(state: StateFolder, part: str) -> list[Path]:
+    """Live files first; after a stop the copies in the state folder."""
+    own = state.logs / f"{part}.log"
+    if own.exists():
+        return [own]
+    for folder in (state.ray_folder / "session_latest" / "logs", state.logs / "ray"):
+        if folder.exists():
+            names = (f"replica_{part}_*.log", f"replica_pool-{part}_*.log")
+            found = [file for name in names for file in sorted((folder / "serve").glob(name))]
+            if found:
+                return found
+    return []
+
+
+def _follow(files: list[Path]) -> None:
+    opened = [file.open(errors="replace") for file in files]
+    for each in opened:
+        each.seek(0, 2)
+    while True:
+        for each in opened:
+            for line in each:
+                click.echo(line, nl=False)
+        time.sleep(FOLLOW_PERIOD_S)

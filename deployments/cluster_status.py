@@ -1,0 +1,90 @@
+"""What runs now: the supervisor's view of Ray, and the scheduler's own books."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.clock import SystemClock
+from cluster.config import ClusterConfig, load_config
+from cluster.cost import prices, usd
+from cluster.errors import SchedulerUnavailable
+from cluster.scheduler.redis_scheduler import RedisScheduler, connect
+from cluster.types import PoolLoad, ReplicaPhase, Spend
+from deployments.state_folder import StateFolder
+from deployments.version import version
+
+OBSERVATION_TOO_OLD_S = 15.0
+
+
+async def cluster_status(state: StateFolder) -> dict[str, Any]:
+    """The fields of COMMANDS.md and more. A cluster that does not run has `ready: false` and no pools."""
+    supervisor = state.read_supervisor()
+    observed = state.read_observed()
+    status: dict[str, Any] = {
+        "version": version(),
+        "ready": False,
+        "phase": observed.get("phase", "starting") if supervisor else "down",
+        "problem": observed.get("problem", ""),
+        "endpoint": (supervisor or {}).get("endpoint"),
+        "nodes": observed.get("nodes", []),
+        "pools": [],
+        "queue": {"interactive": 0, "normal": 0, "batch": 0},
+        "redis": {"state": "down", "kind": "none"},
+        "spend": {"today_usd": 0.0, "saved_usd": 0.0, "calls": 0},
+    }
+    if supervisor is None or "redis_url" not in supervisor:
+        return status
+    config = load_config(Path(supervisor["config"]))
+    status["redis"]["kind"] = "embedded" if supervisor["redis_url"].startswith("unix://") else "external"
+    scheduler = RedisScheduler(connect(supervisor["redis_url"]), SystemClock())
+    try:
+        loads = {name: await scheduler.pool_load(name) for name in config.pools}
+        spend = await scheduler.spend_today()
+        status["redis"]["state"] = "ok"
+    except SchedulerUnavailable as error:
+        loads, spend = {name: PoolLoad() for name in config.pools}, Spend()
+        status["redis"] |= {"state": "unavailable", "problem": str(error)}
+    finally:
+        await scheduler.close()
+    status["pools"] = [_pool(config, name, loads[name], observed) for name in config.pools]
+    status["ready"] = all(pool["ready"] >= pool["target"] for pool in status["pools"])
+    status["spend"] = {
+        "today_usd": usd(spend.spent_micro_usd),
+        "saved_usd": usd(spend.saved_micro_usd),
+        "calls": spend.calls,
+        "calls_by_tier": dict(spend.calls_by_tier),
+    }
+    if time.time() - observed.get("observed_s", 0) > OBSERVATION_TOO_OLD_S:
+        status["problem"] = status["problem"] or "the supervisor has not looked for a while; see sprat logs supervisor"
+    return status
+
+
+def _pool(config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, Any]) -> dict[str, Any]:
+    pool = config.pools[name]
+    price = prices(config)[name]
+    serve = observed.get("serve", {}).get(name, {})
+    return {
+        "name": name,
+        "tier": pool.tier,
+        "base_model": pool.base_model,
+        "engine": pool.engine,
+        "node_class": pool.node_class,
+        "ready": sum(replica.phase is ReplicaPhase.READY for replica in load.replicas),
+        "target": pool.replicas,
+        "leases": load.leases,
+        "replicas": [replica.to_json() for replica in load.replicas],
+        "serve": serve.get("status", "unknown"),
+        "problem": observed.get("unplaceable", {}).get(name) or _serve_problem(serve),
+        "price": {
+            "source": "declared node price / measured throughput",
+            "prompt_usd_per_mtok": usd(price.prompt_micro_usd_per_mtok),
+            "output_usd_per_mtok": usd(price.output_micro_usd_per_mtok),
+            "node_usd_per_hour": config.node_classes[pool.node_class].usd_per_hour,
+        },
+    }
+
+
+def _serve_problem(serve: dict[str, Any]) -> str:
+    return serve.get("message", "") if "FAILED" in serve.get("status", "") or "UNHEALTHY" in serve.get("status", "") else ""

@@ -1,0 +1,193 @@
+"""The life that all engine replicas share: directory entry, heartbeat, drain, end.
+
+A subclass starts its engine on a port of its own (`start_engine`), says whether it lives
+(`engine_failure`) and stops it (`stop_engine`). Ray Serve starts, pins, heals and scales the replicas; no
+request passes through Serve: gateways find the replica in the directory and speak HTTP to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import sys
+import time
+from dataclasses import replace
+from typing import NoReturn
+
+import psutil
+import ray
+
+from cluster.config import PoolConfig
+from cluster.errors import SchedulerUnavailable
+from cluster.placement import memory_problem, pool_gpus
+from cluster.scheduler.redis_scheduler import RedisScheduler
+from cluster.scheduler.scheduler import HEARTBEAT_PERIOD_S
+from cluster.types import ReplicaPhase, ReplicaState
+from deployments.runtime import Runtime
+
+logger = logging.getLogger("ray.serve")
+
+DRAIN_S = 30.0
+"""Longest wait for running requests when Serve stops the replica."""
+
+
+class EngineReplica:
+    """Serve calls the async constructor, `check_health` and the async destructor."""
+
+    kernels = "none"
+    simulated = False
+
+    async def __init__(self, pool_name: str, runtime: Runtime) -> None:  # type: ignore[misc]  # Serve awaits it
+        self.pool_name = pool_name
+        self.runtime = runtime
+        self.pool: PoolConfig = runtime.config.pools[pool_name]
+        self._scheduler: RedisScheduler = runtime.scheduler()
+        self._state = ReplicaState(
+            replica_id=f"{pool_name}-{secrets.token_hex(4)}",
+            pool=pool_name,
+            phase=ReplicaPhase.STARTING,
+            node=_node_name(),
+            epoch=time.time_ns() // 1_000_000,
+            max_concurrency=self.pool.max_concurrency,
+            simulated=self.simulated,
+            kernels=self.kernels,
+        )
+        self._heartbeat = asyncio.create_task(self._beat())
+        try:
+            self._check_memory()
+            self._set(phase=ReplicaPhase.LOADING, detail=f"loading {self.pool.base_model}")
+            address = await self.start_engine()
+        except Exception as error:
+            self._set(phase=ReplicaPhase.FAILED, detail=_one_line(error))
+            await self._tell()
+            self._heartbeat.cancel()
+            raise
+        self._set(
+            phase=ReplicaPhase.READY,
+            detail="",
+            address=address,
+            kernels=self.kernels,
+            adapters=tuple((adapter, "loaded") for adapter in self.pool.adapters),
+        )
+        await self._tell()
+
+    # For the subclasses.
+
+    async def start_engine(self) -> str:
+        """Returns `host:port`. Raises with a sentence for the operator."""
+        raise NotImplementedError
+
+    def engine_failure(self) -> str | None:
+        """Why the engine is dead, or None while it lives. Called every second; must not block."""
+        raise NotImplementedError
+
+    async def stop_engine(self) -> None:
+        raise NotImplementedError
+
+    def listen_host(self) -> str:
+        """The node's address inside the cluster, never all interfaces: loopback on a laptop, the private
+        interface that Ray uses elsewhere."""
+        return str(ray.util.get_node_ip_address())
+
+    def report(self, detail: str) -> None:
+        """Show progress of loading in `sprat status`."""
+        self._set(detail=detail)
+
+    # For Ray Serve.
+
+    def check_health(self) -> None:
+        failure = self.engine_failure() if self._state.phase is ReplicaPhase.READY else None
+        if failure is not None:
+            raise RuntimeError(f"engine of {self._state.replica_id} is dead: {failure}")
+
+    def where(self) -> dict[str, str]:
+        """Node and address, for tests and `sprat status`."""
+        return {"id": self._state.replica_id, "node": self._state.node, "address": self._state.address}
+
+    async def __del__(self) -> None:  # noqa: PLE0302 (Serve awaits it)
+        if not hasattr(self, "_state") or self._state.phase is ReplicaPhase.FAILED:
+            return
+        self._set(phase=ReplicaPhase.DRAINING)
+        await self._tell()
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline and await self._outstanding() > 0:
+            await asyncio.sleep(0.2)
+        self._heartbeat.cancel()
+        await self.stop_engine()
+        try:
+            await self._scheduler.deregister(self._state)
+            await self._scheduler.close()
+        except SchedulerUnavailable:
+            logger.warning("Redis is gone: %s ends without deregistering", self._state.replica_id)
+
+    # Own life.
+
+    async def _beat(self) -> None:
+        while True:
+            failure = self.engine_failure() if self._state.phase is ReplicaPhase.READY else None
+            if failure is not None:
+                await self._die(failure)
+            await self._tell()
+            await asyncio.sleep(HEARTBEAT_PERIOD_S)
+
+    async def _tell(self) -> None:
+        """One heartbeat. A Redis that is away is no reason to die: the next beat tries again."""
+        try:
+            await self._scheduler.heartbeat(replace(self._state, rss_bytes=_tree_rss_bytes()))
+        except SchedulerUnavailable:
+            logger.warning("heartbeat of %s did not reach Redis", self._state.replica_id)
+
+    async def _die(self, failure: str) -> NoReturn:
+        """Leave the directory first, so that no further request comes, then let Serve start another."""
+        logger.error("engine of %s died: %s", self._state.replica_id, failure)
+        self._set(phase=ReplicaPhase.FAILED, detail=failure)
+        await self._tell()
+        os._exit(1)
+
+    async def _outstanding(self) -> int:
+        try:
+            load = await self._scheduler.pool_load(self.pool_name)
+        except SchedulerUnavailable:
+            return 0
+        return sum(each.load_requests for each in load.replicas if each.replica_id == self._state.replica_id)
+
+    def _set(self, **changes: object) -> None:
+        self._state = replace(self._state, **changes)  # type: ignore[arg-type]
+
+    def _check_memory(self) -> None:
+        if pool_gpus(self.pool) > 0:
+            return  # vLLM itself measures the GPU before it allocates
+        model = self.runtime.config.base_models[self.pool.base_model]
+        available_bytes = psutil.virtual_memory().available
+        problem = memory_problem(self.pool_name, self.pool, model, available_bytes, f"node {self._state.node}")
+        if problem is not None:
+            raise MemoryError(problem)
+
+
+def _node_name() -> str:
+    """The node's `sprat.node` label where it has one, else its Ray node id, shortened."""
+    context = ray.get_runtime_context()
+    labels = context.get_node_labels() or {}
+    return labels.get("sprat.node") or context.get_node_id()[:12]
+
+
+def _tree_rss_bytes() -> int:
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
+
+
+if sys.platform != "linux":
+    raise ImportError("engine replicas need Linux (pidfd, /proc)")

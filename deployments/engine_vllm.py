@@ -1,0 +1,183 @@
+"""vLLM 0.32's own OpenAI application inside a Ray Serve replica, on a port of its own.
+
+The application runs in a thread with an event loop of its own: building the engine blocks for a
+minute, and neither heartbeats nor Serve's health checks may wait for that. Adapters are loaded in
+process from the registry's list; vLLM's run-time loading route stays off (THREATS.md 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from contextlib import suppress
+from typing import Any
+
+from cluster.config import PoolConfig
+from cluster.errors import StartError
+from cluster.placement import pool_gpus
+from deployments.engine_guard import EngineGuard
+from deployments.engine_replica import EngineReplica
+from deployments.free_port import bound_socket
+from deployments.loading_turn import loading_turn
+from deployments.orphan_guard import OWNER_VARIABLE
+
+STOP_TIMEOUT_S = 20.0
+
+
+class VllmReplica(EngineReplica):
+    _engine: Any = None
+    _thread: threading.Thread | None = None
+    _failure: str | None = None
+
+    async def start_engine(self) -> str:
+        self.kernels = "stock" if self.pool.adapters else "none"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        on_gpu = pool_gpus(self.pool) > 0
+        self.report("waiting for another engine of this node to finish loading")
+        async with loading_turn(parallel=on_gpu):
+            self.report(f"loading {self.pool.base_model} into vLLM")
+            _set_environment(self.pool, on_gpu=on_gpu)
+            self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
+            self._thread.start()
+            return await self._started
+
+    def engine_failure(self) -> str | None:
+        if self._failure is not None:
+            return self._failure
+        if self._thread is None or not self._thread.is_alive():
+            return "its thread ended"
+        if self._engine is not None and self._engine.errored:
+            return f"vLLM reports {self._engine.dead_error}"
+        return None
+
+    async def stop_engine(self) -> None:
+        if self._loop is None or self._stop is None or self._thread is None:
+            return
+        with suppress(RuntimeError):  # the loop has ended already
+            self._loop.call_soon_threadsafe(self._stop.set)
+        await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
+
+    def _run(self) -> None:
+        """The engine thread."""
+        owner_loop = self._started.get_loop()
+        try:
+            asyncio.run(self._serve(owner_loop))
+        except BaseException as error:  # noqa: BLE001 (told to the replica, which reports and ends)
+            self._failure = f"{type(error).__name__}: {error}"
+            owner_loop.call_soon_threadsafe(_fail, self._started, StartError(_explain(error, self.pool)))
+
+    async def _serve(self, owner_loop: asyncio.AbstractEventLoop) -> None:
+        import uvicorn
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        flags = engine_flags(self.pool, str(self.runtime.weights_of(self.pool.base_model)))
+        arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
+        engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
+        async with build_async_engine_client_from_engine_args(engine_arguments) as engine:
+            tasks = await engine.get_supported_tasks()
+            application = build_app(arguments, tasks, engine.model_config)
+            await init_app_state(engine, application.state, arguments, tasks)
+            await self._load_adapters(application.state.openai_serving_models)
+            sock = bound_socket(self.listen_host())
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    EngineGuard(application, self.runtime.gateway_token),
+                    log_level="warning",
+                    access_log=False,
+                    lifespan="on",
+                    loop="none",
+                    timeout_keep_alive=75,  # longer than the gateway keeps an idle connection
+                )
+            )
+            serving = asyncio.create_task(server.serve(sockets=[sock]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            self._engine = engine
+            host, port = sock.getsockname()
+            owner_loop.call_soon_threadsafe(self._started.set_result, f"{host}:{port}")
+            stopping = asyncio.create_task(self._stop.wait())
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await serving
+
+    async def _load_adapters(self, models: Any) -> None:
+        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+
+        for adapter_id in self.pool.adapters:
+            path = self.runtime.config.adapters[adapter_id].source.removeprefix("folder:")
+            answer = await models.load_lora_adapter(
+                LoadLoRAAdapterRequest(lora_name=adapter_id, lora_path=os.path.realpath(path))
+            )
+            if not isinstance(answer, str):
+                raise StartError(f"adapter {adapter_id!r} cannot be loaded: {answer}. Check its files and its rank.")
+
+
+def engine_flags(pool: PoolConfig, weights: str) -> list[str]:
+    """The flags of `vllm serve` that the YAML stands for."""
+    gpus = pool_gpus(pool)
+    flags = [
+        *("--model", weights),
+        *("--served-model-name", pool.base_model),
+        *("--dtype", pool.dtype),
+        *("--max-model-len", str(pool.context_tokens)),
+        *("--max-num-seqs", str(pool.max_concurrency)),
+        "--disable-fastapi-docs",
+    ]
+    if gpus > 0:
+        flags += ["--gpu-memory-utilization", str(pool.gpu_memory_share)]
+    if pool.tensor_parallel > 1:
+        # Serve reserved one bundle per rank; vLLM's Ray executor takes the placement group it finds.
+        flags += ["--tensor-parallel-size", str(pool.tensor_parallel), "--distributed-executor-backend", "ray"]
+    if pool.adapters:
+        flags += ["--enable-lora", "--max-lora-rank", str(pool.max_rank), "--max-loras", str(len(pool.adapters))]
+        if gpus == 0:
+            flags.append("--enforce-eager")  # LoRA on CPU runs eagerly anyway; say so
+    return flags + list(pool.engine_options)
+
+
+def _set_environment(pool: PoolConfig, *, on_gpu: bool) -> None:
+    """vLLM reads these while it is imported and hands them on to its processes."""
+    os.environ |= {
+        OWNER_VARIABLE: str(os.getpid()),
+        "VLLM_PLUGINS": "sprat_orphan_guard",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_CONFIGURE_LOGGING": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    if not on_gpu:
+        threads = max(1, int(pool.cpus))
+        os.environ |= {
+            # Ray sets this to the actor's CPUs; a pool may use more than it reserves.
+            "OMP_NUM_THREADS": str(threads),
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(pool.kv_cache_gib))),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+
+
+def _fail(future: asyncio.Future[str], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _explain(error: BaseException, pool: PoolConfig) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, (MemoryError,)) or "out of memory" in text.lower():
+        return f"{pool.base_model} does not fit in memory: {text}. Lower kv_cache_gib or context_tokens."
+    if "CUDA" in text and pool_gpus(pool) > 0:
+        return f"CUDA is not usable: {text}. Check nvidia-smi and that the CUDA wheels are installed (make setup)."
+    return f"vLLM cannot serve {pool.base_model}: {text}"

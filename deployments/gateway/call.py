@@ -1,0 +1,258 @@
+"""The life of one call: decision → admission → engine → settlement, with retries before the first byte.
+
+Whatever ends a call (answer, error, client gone, timeout), its lease is settled exactly once.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from cluster.errors import (
+    AtCapacity,
+    ContextLengthExceeded,
+    EngineFailed,
+    InvalidRequest,
+    NoReplica,
+    SpratError,
+)
+from cluster.router.router import escalation
+from cluster.scheduler.scheduler import Scheduler
+from cluster.types import (
+    AdmitRequest,
+    Candidate,
+    Decision,
+    Grant,
+    Refusal,
+    RefusalReason,
+    RequestFeatures,
+    Usage,
+)
+from deployments.engine_client import EngineAnswer, EngineClient
+from deployments.gateway import sse
+from deployments.gateway.body import engine_body, wants_usage
+from deployments.gateway.leases import LEASE_TTL_MS, LeaseKeeper
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What all calls of a gateway share."""
+
+    scheduler: Scheduler
+    leases: LeaseKeeper
+    engines: EngineClient
+    max_attempts: int
+    spill: bool
+
+
+@dataclass(slots=True)
+class Call:
+    """One client request. `usage` grows while a stream runs and is exact once the engine reported it."""
+
+    context: CallContext
+    path: str
+    body: dict[str, Any]
+    features: RequestFeatures
+    decision: Decision
+    cache_salt: str
+    request_id: str = field(default_factory=lambda: "req-" + secrets.token_hex(12))
+    grant: Grant | None = None
+    _step: int = 0
+    _excluded: tuple[str, ...] = ()
+    _usage: Usage = field(default_factory=lambda: Usage(0, 0))
+
+    # Running.
+
+    async def answer(self) -> bytes:
+        """The whole body of a call that is not streamed, as the engine wrote it."""
+        while True:
+            grant = await self._admit()
+            try:
+                async with self._engine(grant) as answer:
+                    raw = await answer.read()
+                self._usage = sse.usage_from(orjson.loads(raw))
+            except EngineFailed as failure:
+                self._next_attempt(grant, failure)
+            except _PromptTooLong as too_long:
+                self._climb(grant, too_long)
+            else:
+                return raw
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """The events of a streamed call, unchanged but for the usage chunk, which is hidden unless the
+        client asked for it, and one comment with cost and saving before the end.
+
+        Another replica is tried only until the first event is out; later errors raise."""
+        while True:
+            grant = await self._admit()
+            sent = False
+            try:
+                async with self._engine(grant) as answer:
+                    async for event in self._relay(answer):
+                        sent = True
+                        yield event
+            except EngineFailed as failure:
+                if sent:
+                    logger.warning("engine of %s was lost in mid-stream", self.request_id)
+                    raise
+                self._next_attempt(grant, failure)
+            except _PromptTooLong as too_long:
+                self._climb(grant, too_long)
+            else:
+                return
+
+    def settle(self) -> None:
+        """Once, when the call is over. The answer's cost never waits for Redis."""
+        if self.grant is not None:
+            self.context.leases.settle(self.grant, self._pools(), self._usage)
+            self.grant = None
+
+    # Telling.
+
+    def cost_micro_usd(self) -> int:
+        return self._candidate().price.cost_micro_usd(self._usage.prompt_tokens, self._usage.output_tokens)
+
+    def saved_micro_usd(self) -> int:
+        """The same tokens at the large tier's price, minus the cost; may be negative."""
+        large = self.decision.large_price.cost_micro_usd(self._usage.prompt_tokens, self._usage.output_tokens)
+        return large - self.cost_micro_usd()
+
+    def headers(self) -> dict[str, str]:
+        headers = {"x-sprat-request-id": self.request_id, "x-sprat-reason": self.decision.reason}
+        if self.grant is not None:
+            headers |= {
+                "x-sprat-tier": self.grant.candidate.tier,
+                "x-sprat-model": self.grant.candidate.model,
+                "x-sprat-replica": self.grant.replica_id,
+            }
+        return headers
+
+    def money_headers(self) -> dict[str, str]:
+        return {
+            "x-sprat-cost-usd": f"{self.cost_micro_usd() / 1e6:.6f}",
+            "x-sprat-saved-usd": f"{self.saved_micro_usd() / 1e6:.6f}",
+        }
+
+    # Parts.
+
+    async def _admit(self) -> Grant:
+        if self._step >= self.context.max_attempts:
+            raise EngineFailed(f"The engine failed {self._step} times for this call. Try again.")
+        answer = await self.context.scheduler.admit(
+            AdmitRequest(
+                request_id=self.request_id,
+                step=self._step,
+                candidates=self.decision.candidates,
+                tokens=self.features.prompt_tokens_estimate + self.decision.first.max_tokens,
+                large_price=self.decision.large_price,
+                lease_ttl_ms=LEASE_TTL_MS,
+                exclude_replicas=self._excluded,
+                spill=self.context.spill,
+            )
+        )
+        if isinstance(answer, Refusal):
+            raise self._refused(answer)
+        self.grant = answer
+        self.context.leases.hold(answer)
+        return answer
+
+    def _refused(self, refusal: Refusal) -> SpratError:
+        if self._excluded and refusal.reason is not RefusalReason.CAPACITY:
+            return EngineFailed("The engine failed and no other replica can take this call. Try again.")
+        tiers = ", ".join(dict.fromkeys(candidate.tier for candidate in self.decision.candidates))
+        retry_after_s = refusal.retry_after_ms / 1000
+        if refusal.reason is RefusalReason.CAPACITY:
+            return AtCapacity(f"All replicas of tier {tiers} are busy. Try again.", retry_after_s=retry_after_s)
+        return NoReplica(
+            f"No replica of tier {tiers} is ready. `sprat status` says why.", retry_after_s=retry_after_s
+        )
+
+    def _engine(self, grant: Grant) -> AbstractAsyncContextManager[EngineAnswer]:
+        body = engine_body(self.body, grant.candidate, self.cache_salt)
+        return _accepted(self.context.engines, grant.address, self.path, body)
+
+    async def _relay(self, answer: EngineAnswer) -> AsyncGenerator[bytes]:
+        splitter = sse.EventSplitter()
+        finished = False
+        show_usage = wants_usage(self.body)
+        outputs = 0
+        async for chunk in answer.chunks():
+            for event in splitter.feed(chunk):
+                if event.startswith(b'data: {"error"'):
+                    raise EngineFailed("The engine reported an error while generating.")
+                if sse.is_usage_event(event):
+                    self._usage = sse.usage_of(event)
+                    if not show_usage:
+                        continue
+                elif sse.is_done(event):
+                    yield sse.comment("sprat", self._money())
+                    finished = True  # read on to the end of the answer, so that the connection can be kept
+                elif sse.has_output(event):
+                    outputs += 1
+                    self._usage = Usage(self.features.prompt_tokens_estimate, outputs, estimated=True)
+                yield event
+        if not finished:
+            raise EngineFailed("The engine ended the stream early.")
+
+    def _money(self) -> dict[str, float]:
+        return {"cost_usd": self.cost_micro_usd() / 1e6, "saved_usd": self.saved_micro_usd() / 1e6}
+
+    def _next_attempt(self, grant: Grant, failure: EngineFailed) -> None:
+        logger.warning("attempt %d of %s failed: %s", self._step, self.request_id, failure)
+        self._excluded = (*self._excluded, grant.replica_id)
+        self._usage = Usage(0, 0)
+        self._step += 1
+
+    def _climb(self, grant: Grant, too_long: _PromptTooLong) -> None:
+        """The engine counted more tokens than the estimate: the next tier, where the call may go up."""
+        left = escalation(self.decision, grant.candidate)
+        if left is None:
+            raise ContextLengthExceeded(str(too_long), param="messages") from None
+        self.decision = left
+        self._step += 1
+
+    def _candidate(self) -> Candidate:
+        return self.grant.candidate if self.grant is not None else self.decision.first
+
+    def _pools(self) -> tuple[str, ...]:
+        return tuple({candidate.pool: None for candidate in self.decision.candidates} | {self._candidate().pool: None})
+
+
+class _PromptTooLong(Exception):
+    """The engine's own count of the prompt does not fit its context."""
+
+
+@asynccontextmanager
+async def _accepted(engines: EngineClient, address: str, path: str, body: bytes) -> AsyncIterator[EngineAnswer]:
+    """`EngineClient.post` with the engine's refusals turned into ours; an answer of 200 passes untouched."""
+    async with engines.post(address, path, body) as answer:
+        if answer.status != 200:
+            raise _refusal(answer.status, await answer.read())
+        yield answer
+
+
+def _refusal(status: int, raw: bytes) -> Exception:
+    try:
+        message = str(orjson.loads(raw)["error"]["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        message = ""
+    if status == 400 and "context length" in message:
+        return _PromptTooLong(_public(message))
+    if status in (400, 422):
+        return InvalidRequest(f"The engine refused the request: {_public(message)}", code="refused_by_engine")
+    return EngineFailed(f"The engine answered with status {status}.")
+
+
+def _public(message: str) -> str:
+    """Library messages may hold addresses and paths; they do not leave the cluster (THREATS.md 3)."""
+    line = " ".join(message.split())[:300]
+    return re.sub(r"(/[\w.-]+){2,}|\b\d{1,3}(\.\d{1,3}){3}(:\d+)?|0x[0-9a-fA-F]+", "…", line)

@@ -1,0 +1,209 @@
+"""HTTP: routes, key check, errors in OpenAI's shape. aiohttp on both sides for now: the seams of
+GATEWAY.md (own port, direct HTTP to the engine, bytes through) without its fastest form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from cluster.errors import (
+    BodyTooLarge,
+    EngineFailed,
+    EngineTimeout,
+    MethodNotAllowed,
+    SpratError,
+    UnknownModel,
+    UnknownRoute,
+)
+from cluster.router.features import features_of
+from cluster.router.router import Router
+from cluster.tenants import ApiKey, cache_salt
+from cluster.types import ReplicaPhase
+from deployments.gateway import sse
+from deployments.gateway.auth import Authenticator
+from deployments.gateway.body import chat_body, completion_body
+from deployments.gateway.call import Call, CallContext
+
+logger = logging.getLogger("ray.serve")
+
+OPEN_ROUTES = frozenset({"/livez", "/readyz"})
+API_KEY: web.RequestKey[ApiKey] = web.RequestKey("sprat_key", ApiKey)
+
+STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class GatewayServer:
+    """The aiohttp application of one gateway replica."""
+
+    def __init__(
+        self,
+        context: CallContext,
+        router: Router,
+        authenticator: Authenticator,
+        pools: tuple[str, ...],
+        pepper: bytes,
+        *,
+        max_body_bytes: int,
+        request_timeout_s: float,
+    ) -> None:
+        self._context = context
+        self._router = router
+        self._authenticator = authenticator
+        self._pools = pools
+        self._pepper = pepper
+        self._request_timeout_s = request_timeout_s
+        self._started_s = int(time.time())
+        self.application = web.Application(
+            client_max_size=max_body_bytes, middlewares=[_errors_in_openai_shape, self._authenticate]
+        )
+        self.application.add_routes(
+            [
+                web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/completions", self._completions),
+                web.get("/v1/models", self._models),
+                web.get("/v1/models/{name}", self._model),
+                web.get("/livez", self._livez),
+                web.get("/readyz", self._readyz),
+            ]
+        )
+
+    # Completions.
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._complete(request, chat_body)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._complete(request, completion_body)
+
+    async def _complete(
+        self, request: web.Request, parse: Callable[[bytes], dict[str, Any]]
+    ) -> web.StreamResponse:
+        body = parse(await _read(request))
+        features = features_of(body, header_tier=request.headers.get("x-sprat-tier"))
+        call = Call(
+            context=self._context,
+            path=request.path,
+            body=body,
+            features=features,
+            decision=self._router.route(features),
+            cache_salt=cache_salt(request[API_KEY].tenant, self._pepper),
+        )
+        try:
+            return await (self._stream(request, call) if features.stream else self._answer(call))
+        except SpratError as error:
+            error.headers = call.headers()
+            raise
+        finally:
+            call.settle()
+
+    async def _answer(self, call: Call) -> web.Response:
+        try:
+            async with asyncio.timeout(self._request_timeout_s):
+                raw = await call.answer()
+        except TimeoutError:
+            raise self._timed_out() from None
+        headers = call.headers() | call.money_headers()
+        return web.Response(body=raw, headers=headers, content_type="application/json")
+
+    async def _stream(self, request: web.Request, call: Call) -> web.StreamResponse:
+        """Our headers leave with the first event: until then an error is a status, and another replica
+        may answer. After it, an error is the last event."""
+        response: web.StreamResponse | None = None
+        try:
+            async with asyncio.timeout(self._request_timeout_s), aclosing(call.events()) as events:
+                async for event in events:
+                    if response is None:
+                        response = web.StreamResponse(headers=call.headers() | STREAM_HEADERS)
+                        await response.prepare(request)
+                    await response.write(event)
+        except (TimeoutError, SpratError) as error:
+            failure = error if isinstance(error, SpratError) else self._timed_out()
+            if response is None:
+                raise failure from None
+            await response.write(sse.event(failure.to_openai()))
+        if response is None:
+            raise EngineFailed("The engine sent an empty stream.")
+        await response.write_eof()
+        return response
+
+    def _timed_out(self) -> EngineTimeout:
+        return EngineTimeout(f"No complete answer within {self._request_timeout_s:g} s.")
+
+    # Everything else.
+
+    async def _models(self, _request: web.Request) -> web.Response:
+        entries = [self._model_entry(name) for name in self._router.names()]
+        return _json({"object": "list", "data": entries})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self._router.names():
+            raise UnknownModel(f"The model {name!r} does not exist here.", param="model")
+        return _json(self._model_entry(name))
+
+    def _model_entry(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._started_s, "owned_by": "sprat"}
+
+    async def _livez(self, _request: web.Request) -> web.Response:
+        return _json({"state": "alive"})
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        loads = [await self._context.scheduler.pool_load(pool) for pool in self._pools]
+        ready = [each for load in loads for each in load.replicas if each.phase is ReplicaPhase.READY]
+        return _json({"state": "ready" if ready else "no replica is ready"}, status=200 if ready else 503)
+
+    @web.middleware
+    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Before any dispatch, on the parsed path alone (THREATS.md row 1)."""
+        if request.path not in OPEN_ROUTES:
+            request[API_KEY] = await self._authenticator.key_of(request.headers.get("authorization"))
+        return await handler(request)
+
+
+async def _read(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise BodyTooLarge(f"The body is larger than {request.client_max_size} bytes.") from error
+
+
+@web.middleware
+async def _errors_in_openai_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except SpratError as error:
+        return _error(error)
+    except web.HTTPNotFound:
+        return _error(UnknownRoute(f"{request.method} {request.path[:200]} does not exist here."))
+    except web.HTTPMethodNotAllowed as wrong:
+        return _error(MethodNotAllowed(f"{request.path[:200]} takes {', '.join(sorted(wrong.allowed_methods))}."))
+    except web.HTTPException:
+        raise
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        logger.exception("unexpected error in %s %s", request.method, request.path)
+        return _error(SpratError("Internal error. The gateway's log has the details."))
+
+
+def _error(error: SpratError) -> web.Response:
+    headers = dict(error.headers)
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return _json(error.to_openai(), status=error.status, headers=headers)
+
+
+def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=orjson.dumps(value), status=status, headers=headers, content_type="application/json"
+    )

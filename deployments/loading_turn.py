@@ -1,0 +1,35 @@
+"""Engines of one CPU node load one after the other.
+
+Two vLLM engines that load at once on two cores each take longer than one after the other, and both
+hold their loading peak of memory at the same time. GPU engines do not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+
+@asynccontextmanager
+async def loading_turn(*, parallel: bool) -> AsyncIterator[None]:
+    """Holds the node's lock while an engine loads. The kernel drops it when the process dies."""
+    if parallel:
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / f"sprat-loading-{os.getuid()}.lock"
+    with path.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.5)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)

@@ -1,0 +1,170 @@
+"""The state folder: everything that one cluster on this machine keeps, and where it runs.
+
+Sockets and Ray's session live in a short runtime folder beside the system's temporary files, because a
+unix socket path may not be longer than 107 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.errors import StartError
+
+STATE_VARIABLE = "SPRAT_STATE"
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Made once per state folder, mode 600."""
+
+    pepper: bytes
+    gateway_token: str
+    ray_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    path: Path
+
+    @classmethod
+    def default(cls) -> StateFolder:
+        return cls(Path(os.environ.get(STATE_VARIABLE) or ".sprat").absolute())
+
+    def make(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+            self.valkey_folder.mkdir(exist_ok=True)
+            self.runtime.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StartError(
+                f"the state folder {self.path} cannot be written: {error.strerror}. Set {STATE_VARIABLE} to another."
+            ) from error
+        if self.runtime.stat().st_uid != os.getuid():
+            raise StartError(f"{self.runtime} belongs to another user. Set TMPDIR to a folder of yours.")
+
+    @property
+    def runtime(self) -> Path:
+        digest = hashlib.sha256(str(self.path).encode()).hexdigest()[:10]
+        return Path(tempfile.gettempdir()) / f"sprat-{os.getuid()}-{digest}"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.logs / "supervisor.log"
+
+    @property
+    def valkey_folder(self) -> Path:
+        return self.path / "valkey"
+
+    @property
+    def valkey_socket(self) -> Path:
+        return self.runtime / "valkey.sock"
+
+    @property
+    def ray_folder(self) -> Path:
+        return self.runtime / "ray"
+
+    @property
+    def ray_token_file(self) -> Path:
+        return self.path / "ray_token"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "supervisor.lock"
+
+    @property
+    def store_file(self) -> Path:
+        return self.path / "store.sqlite"
+
+    def secrets(self) -> Secrets:
+        """Read, or made at the first call."""
+        path = self.path / "secrets.json"
+        if not path.exists():
+            made = {
+                "pepper": secrets.token_hex(32),
+                "gateway_token": secrets.token_urlsafe(48),
+                "ray_token": secrets.token_hex(32),
+            }
+            write_json(path, made, mode=0o600)
+        kept = read_json(path)
+        if kept is None:
+            raise StartError(f"{path} is damaged. Restore it, or remove the state folder: all API keys become invalid.")
+        if not self.ray_token_file.exists():
+            write_text(self.ray_token_file, kept["ray_token"], mode=0o600)
+        return Secrets(bytes.fromhex(kept["pepper"]), kept["gateway_token"], kept["ray_token"])
+
+    # What the supervisor tells about itself.
+
+    @property
+    def _supervisor_file(self) -> Path:
+        return self.path / "supervisor.json"
+
+    @property
+    def _observed_file(self) -> Path:
+        return self.path / "observed.json"
+
+    def write_supervisor(self, record: dict[str, Any]) -> None:
+        me = psutil.Process()
+        write_json(self._supervisor_file, {"pid": me.pid, "started": me.create_time(), **record})
+
+    def read_supervisor(self) -> dict[str, Any] | None:
+        """The record of the supervisor that lives now, else None (a record of a dead one is ignored)."""
+        record = read_json(self._supervisor_file)
+        if record is None:
+            return None
+        try:
+            process = psutil.Process(record["pid"])
+            alive = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - record["started"]) < 1
+        except psutil.NoSuchProcess:
+            return None
+        return record if alive else None
+
+    def forget_supervisor(self) -> None:
+        for path in (self._supervisor_file, self._observed_file):
+            path.unlink(missing_ok=True)
+
+    def write_observed(self, observed: dict[str, Any]) -> None:
+        write_json(self._observed_file, observed)
+
+    def read_observed(self) -> dict[str, Any]:
+        return read_json(self._observed_file) or {}
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    write_text(path, json.dumps(value, indent=1), mode=mode)
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Whole or not at all, with the mode from the first byte on."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        partial.replace(path)
+    except OSError:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return value if isinstance(value, dict) else None

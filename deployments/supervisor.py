@@ -1,0 +1,273 @@
+"""One detached process per state folder: owns Valkey and the local Ray, deploys, watches, stops both.
+
+Its standard input is a pipe from the `sprat up` that started it. Until that process writes
+`keep`, the end of the pipe means that it crashed or was interrupted, and everything stops: a start
+that did not finish leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.config import ClusterConfig, load_config
+from cluster.errors import SpratError, StartError
+from cluster.store import sqlite_url
+from deployments.runtime import Runtime
+from deployments.state_folder import Secrets, StateFolder
+from deployments.valkey import start_server, stop_server
+
+logger = logging.getLogger("sprat.supervisor")
+
+KEEP = b"keep\n"
+OBSERVE_PERIOD_S = 1.0
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Small: request and answer bodies travel by HTTP, never through Ray's object store."""
+
+
+class Supervisor:
+    def __init__(self, state: StateFolder, config_path: Path, weights: dict[str, str]) -> None:
+        self._state = state
+        self._config_path = config_path
+        self._config: ClusterConfig = load_config(config_path, os.environ)
+        self._weights = weights
+        self._secrets: Secrets = state.secrets()
+        self._valkey: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self._kept = False
+        self._phase = "starting"
+        self._problem = ""
+        self._unplaceable: dict[str, str] = {}
+
+    def run(self) -> int:
+        """Returns the exit status: 0 after an ordered stop."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        try:
+            self._start()
+            while not self._stopping:
+                self._check_starter()
+                self._check_children()
+                self._observe()
+                time.sleep(OBSERVE_PERIOD_S)
+        except SpratError as error:
+            self._fail(str(error))
+            return 1
+        except Exception as error:
+            logger.exception("the supervisor failed")
+            self._fail(f"{type(error).__name__}: {error}")
+            return 1
+        finally:
+            self._stop()
+        return 0
+
+    # Starting.
+
+    def _start(self) -> None:
+        self._tell("starting Valkey")
+        redis_url = self._config.redis.url or os.environ.get("REDIS_URL", "")
+        if not redis_url:
+            self._start_valkey()
+            redis_url = f"unix://{self._state.valkey_socket}"
+        self._tell("starting Ray")
+        address = self._start_ray()
+        self._state.write_supervisor(self._record(redis_url, address))
+
+        from deployments import app
+
+        nodes = app.ray_nodes()
+        self._unplaceable = dict(app.unplaceable(self._config, nodes))
+        if self._unplaceable:
+            raise StartError(" ".join(self._unplaceable.values()))
+        runtime = Runtime(
+            config=self._config,
+            redis_url=redis_url,
+            store_url=sqlite_url(self._state.store_file),
+            weights=self._weights,
+            gateway_token=self._secrets.gateway_token,
+            pepper=self._secrets.pepper,
+        )
+        self._tell("deploying")
+        for _ in app.deploy(runtime, nodes):
+            self._check_starter()
+            self._observe()
+            if self._stopping:
+                return
+        self._tell("running")
+
+    def _start_valkey(self) -> None:
+        self._valkey = start_server(self._state.valkey_socket, self._state.valkey_folder)
+
+    def _start_ray(self) -> str:
+        """A head node on loopback with token authentication, in this process's care; returns its address.
+
+        `ray.init` and not `ray start`: the latter always opens a Ray client server as well, and resolves
+        loopback to the machine's public address.
+        """
+        os.environ |= ray_environment(self._state)
+        shutil.rmtree(self._state.ray_folder, ignore_errors=True)
+
+        import ray
+
+        context = ray.init(
+            namespace="sprat",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(self._state.ray_folder),
+            _node_ip_address="127.0.0.1",
+        )
+        return str(context.address_info["gcs_address"])
+
+    # Watching.
+
+    def _check_starter(self) -> None:
+        if self._kept:
+            return
+        readable, _, _ = select.select([sys.stdin.fileno()], [], [], 0)
+        if not readable:
+            return
+        said = os.read(sys.stdin.fileno(), 64)
+        if said == KEEP:
+            self._kept = True
+        else:
+            logger.warning("the starting process is gone before the cluster was ready: stopping everything")
+            self._stopping = True
+
+    def _check_children(self) -> None:
+        if self._valkey is not None and self._valkey.poll() is not None:
+            logger.error("Valkey ended with status %s; starting it again", self._valkey.returncode)
+            self._start_valkey()
+
+    def _observe(self) -> None:
+        """What `sprat status` shows of Ray: nodes, and Serve's view of each pool."""
+        from deployments import app
+
+        nodes = app.ray_nodes()
+        self._unplaceable = dict(app.unplaceable(self._config, nodes))
+        self._state.write_observed(
+            {
+                "phase": self._phase,
+                "problem": self._problem,
+                "observed_s": time.time(),
+                "nodes": [
+                    {"id": node.node_id, "address": node.address, "labels": node.labels, "resources": node.resources}
+                    for node in nodes
+                ],
+                "serve": app.serve_states(),
+                "unplaceable": self._unplaceable,
+            }
+        )
+
+    def _tell(self, phase: str) -> None:
+        logger.info(phase)
+        self._phase = phase
+        self._state.write_observed({"phase": phase, "problem": self._problem, "observed_s": time.time()})
+
+    def _fail(self, problem: str) -> None:
+        logger.error(problem)
+        self._problem = problem
+        self._tell("failed")
+
+    def _record(self, redis_url: str, ray_address: str) -> dict[str, Any]:
+        return {
+            "config": str(self._config_path.absolute()),
+            "config_digest": config_digest(self._config),
+            "redis_url": redis_url,
+            "ray_address": ray_address,
+            "endpoint": f"http://{self._config.gateway.host}:{self._config.gateway.port}/v1",
+        }
+
+    # Stopping.
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stopping = True
+
+    def _stop(self) -> None:
+        """Gateways drain and settle, engines end, then Ray, then Valkey, which holds what they settled."""
+        if self._phase != "failed":
+            self._tell("stopping")
+        if "ray" in sys.modules:
+            _stop_ray()
+        if self._valkey is not None:
+            stop_server(self._valkey)
+        self._keep_logs()
+        if self._phase != "failed":
+            self._state.forget_supervisor()
+        shutil.rmtree(self._state.runtime, ignore_errors=True)
+
+
+    def _keep_logs(self) -> None:
+        """Ray's session folder goes; what replicas wrote stays for `sprat logs`."""
+        source = self._state.ray_folder / "session_latest" / "logs" / "serve"
+        target = self._state.logs / "ray" / "serve"
+        if source.exists():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+
+
+def ray_environment(state: StateFolder) -> dict[str, str]:
+    """For every process that joins the local Ray (THREATS.md 4)."""
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keep to loopback, as Ray does on laptops with other systems
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(state.ray_token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "SERVE_SLOW_STARTUP_WARNING_S": "600",
+        # Two cores run everything on a laptop; a busy node is not a dead node.
+        "RAY_health_check_failure_threshold": "20",
+    }
+
+
+def config_digest(config: ClusterConfig) -> str:
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _stop_ray() -> None:
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():
+        return
+    try:
+        serve.shutdown()
+    except Exception:  # a Ray that is broken already must not keep the rest from stopping
+        logger.exception("Serve did not shut down in order")
+    ray.shutdown()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="internal: started by `sprat up`")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--weights", type=json.loads, default={})
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    state = StateFolder(arguments.state)
+    state.make()
+    with state.lock_file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.error("another supervisor holds %s", state.lock_file)  # noqa: TRY400
+            return 3
+        state.write_supervisor({})
+        return Supervisor(state, arguments.config, arguments.weights).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Base-model weights on this machine: fetched, checked, converted once, kept in a cache folder."""

@@ -1,0 +1,192 @@
+"""The twin in memory and the scripts on a real Valkey give the same answers to the same calls.
+
+No time passes for the scheduler here: leases are long, and heartbeats are repeated before they get old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import pytest
+from builders import admit_request, candidate, ready_replica
+from hypothesis import HealthCheck, reject, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from cluster import keys
+from cluster.clock import ManualClock
+from cluster.scheduler.memory_scheduler import MemoryScheduler
+from cluster.scheduler.redis_scheduler import RedisScheduler, connect
+from cluster.types import Grant, Price, ReplicaPhase, ReplicaState, Settlement, Usage
+
+pytestmark = pytest.mark.contract
+
+POOLS = ("small", "large")
+REPLICAS = {
+    f"{pool[0]}{number}": ready_replica(f"{pool[0]}{number}", pool, max_concurrency=1 + number % 3)
+    for pool in POOLS
+    for number in range(10)
+}
+
+request_ids = st.sampled_from([f"r{number}" for number in range(12)])
+replica_ids = st.sampled_from(sorted(REPLICAS))
+# Few values, so that ties happen.
+tokens = st.sampled_from([0, 1, 2, 100, 10**9])
+prices = st.builds(
+    Price, st.sampled_from([0, 1, 999_999, 10**6, 10**8]), st.sampled_from([0, 400_000, 10**8 - 1])
+)
+usages = st.builds(Usage, st.integers(0, 10**6), st.integers(0, 10**6))
+candidates = st.lists(
+    st.builds(
+        candidate,
+        st.sampled_from(POOLS),
+        price=prices,
+        adapter=st.sampled_from([None, "legal@1"]),
+    ),
+    min_size=1,
+    max_size=3,
+).map(tuple)
+requests = st.builds(
+    admit_request,
+    request_ids,
+    step=st.integers(0, 3),
+    candidates=candidates,
+    tokens=tokens,
+    large_price=prices,
+    exclude_replicas=st.lists(replica_ids, max_size=3).map(tuple),
+    spill=st.booleans(),
+)
+
+
+class Twins(RuleBasedStateMachine):
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        clock = ManualClock()
+        self.client = connect(self.url)
+        self.redis = RedisScheduler(self.client, clock)
+        self.memory = MemoryScheduler(clock)
+        self.run(self.client.flushall())
+        self.living: dict[str, ReplicaState] = {}
+        self.requests = {}
+        self.grants: list[Grant] = []
+        self.last_fence = 0
+        self.charged: list[Settlement] = []
+        self.heartbeats_at = time.monotonic()
+
+    def run(self, call):
+        return self.runner.run(call)
+
+    def both(self, call):
+        """The reply of both to the same call, which must be the same but for the clock."""
+        started = time.monotonic()
+        if started - self.heartbeats_at > 1:
+            for state in self.living.values():
+                self.run(self.redis.heartbeat(state))
+            self.heartbeats_at = time.monotonic()
+        from_redis = self.run(call(self.redis))
+        if time.monotonic() - started > 1.5:
+            reject()  # the machine stood still, and Redis' clock did not
+        from_memory = self.run(call(self.memory))
+        assert without_time(from_memory) == without_time(from_redis)
+        return from_redis
+
+    @initialize(count=st.integers(0, 10))
+    def some_replicas_report(self, count):
+        for replica_id in sorted(REPLICAS)[: 2 * count]:
+            self.heartbeat(replica_id, epoch=1, phase=ReplicaPhase.READY)
+
+    @rule(replica_id=replica_ids, epoch=st.sampled_from([1, 1, 1, 2]), phase=st.sampled_from(ReplicaPhase))
+    def heartbeat(self, replica_id, epoch, phase):
+        state = replace(REPLICAS[replica_id], epoch=epoch, phase=phase)
+        self.living[replica_id] = state
+        self.both(lambda scheduler: scheduler.heartbeat(state))
+
+    @rule(replica_id=replica_ids)
+    def deregister(self, replica_id):
+        self.living.pop(replica_id, None)
+        self.both(lambda scheduler: scheduler.deregister(REPLICAS[replica_id]))
+
+    @rule(request=requests)
+    def admit(self, request):
+        # A step that is repeated is repeated as it was: the protocol asks for that.
+        request = self.requests.setdefault((request.request_id, request.step), request)
+        answer = self.both(lambda scheduler: scheduler.admit(request))
+        if isinstance(answer, Grant) and answer not in self.grants:
+            assert answer.fence > self.last_fence
+            self.last_fence = answer.fence
+            self.grants.append(answer)
+
+    @rule(data=st.data())
+    def renew(self, data):
+        grants = data.draw(st.lists(st.sampled_from(self.grants), max_size=5) if self.grants else st.just([]))
+        self.both(lambda scheduler: scheduler.renew(grants, 90_000))
+
+    @rule(request_id=request_ids, pools=st.sampled_from([POOLS, POOLS[:1], ()]), usage=usages)
+    def settle(self, request_id, pools, usage):
+        settlement = self.both(lambda scheduler: scheduler.settle(request_id, pools, usage))
+        if settlement is not None and settlement.first:
+            self.charged.append(settlement)
+
+    @rule()
+    def reap(self):
+        assert self.both(lambda scheduler: scheduler.reap(POOLS)) == 0
+
+    @rule(pool=st.sampled_from(POOLS))
+    def look(self, pool):
+        self.both(lambda scheduler: scheduler.pool_load(pool))
+
+    @invariant()
+    def load_is_the_sum_over_live_leases_and_within_the_cap(self):
+        for pool in POOLS:
+            leases, load, expiries = self.run(self.books(pool))
+            assert expiries == len(leases)
+            sums = {replica_id: [0, 0] for replica_id in REPLICAS}
+            for lease in leases:
+                lease_tokens, fence, replica_id = lease.split("|", 2)
+                if int(fence) > int(load.get(f"{replica_id}|since", 2**53)):
+                    sums[replica_id][0] += 1
+                    sums[replica_id][1] += int(lease_tokens)
+            for replica_id, expected in sums.items():
+                if f"{replica_id}|req" in load:
+                    assert expected == [int(load[f"{replica_id}|req"]), int(load[f"{replica_id}|tok"])]
+                    assert expected[0] <= int(load[f"{replica_id}|cap"])
+
+    async def books(self, pool):
+        async with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.hvals(keys.lease_details(pool))
+            pipeline.hgetall(keys.load(pool))
+            pipeline.zcard(keys.leases(pool))
+            return await pipeline.execute()
+
+    @invariant()
+    def spend_is_the_sum_of_the_settlements(self):
+        spend = self.both(lambda scheduler: scheduler.spend_today())
+        assert spend.spent_micro_usd == sum(one.cost_micro_usd for one in self.charged)
+        assert spend.saved_micro_usd == sum(one.saved_micro_usd for one in self.charged)
+        assert spend.calls == len(self.charged) == sum(count for _, count in spend.calls_by_tier)
+
+    def teardown(self):
+        self.run(self.client.aclose())
+        self.runner.close()
+
+
+def without_time(reply):
+    return replace(reply, lease_expiry_ms=0) if isinstance(reply, Grant) else reply
+
+
+def test_twins_agree(valkey_url):
+    machine = type("TwinsOnThisServer", (Twins,), {"url": valkey_url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
