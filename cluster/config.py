@@ -32,6 +32,11 @@ ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 AdapterId = Annotated[str, Field(pattern=ADAPTER_ID)]
 
 
+def adapter_name(adapter_id: str) -> str:
+    """`name@n` is one version; `name` alone means the live one."""
+    return adapter_id.split("@")[0]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -113,6 +118,7 @@ class PoolConfig(Strict):
     tensor_parallel: int = Field(1, ge=1, le=64)
     cpus: float = Field(1.0, ge=0)
     gpus: float = Field(0.0, ge=0)
+    threads: int = Field(0, ge=0, description="compute threads of a CPU replica; 0: all cores of its node")
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU replica")
     gpu_memory_share: float = Field(0.9, gt=0, le=1)
     node_share: float = Field(1.0, gt=0, le=1, description="part of the node that one replica is charged for")
@@ -262,9 +268,8 @@ def _name_clashes(config: ClusterConfig) -> Iterator[Problem]:
     kinds: dict[str, list[str]] = {AUTO: ["the word auto"]}
     for tier in config.tiers:
         kinds.setdefault(tier, []).append("a tier")
-    for adapter in config.adapters:
-        # `name` alone means the live version, so it clashes like `name@n` does.
-        kinds.setdefault(adapter.split("@")[0], []).append("an adapter")
+    for adapter in {adapter_name(adapter_id) for adapter_id in config.adapters}:
+        kinds.setdefault(adapter, []).append("an adapter")
     for model in config.base_models:
         kinds.setdefault(model, []).append("a base model")
     for name, uses in kinds.items():
@@ -320,7 +325,8 @@ def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[
 
 
 def _check_router(config: ClusterConfig) -> Iterator[Problem]:
-    targets = [*config.tiers, *config.adapters, *config.base_models]
+    adapters = {name: None for each in config.adapters for name in (adapter_name(each), each)}
+    targets = [*config.tiers, *adapters, *config.base_models]
     if config.router.default_tier not in config.tiers:
         yield _unknown("router.default_tier", config.router.default_tier, config.tiers)
     seen: set[str] = set()

@@ -10,6 +10,7 @@ Knows the three forms and nothing about downloading. `parse_source(str(source)) 
 
 import re
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 _MAX_PARTS = 1000  # a typo such as {1..222222} must not become a million download requests
@@ -103,9 +104,7 @@ def parse_source(text: str) -> Source:
 
 def _parse_hub(text: str, rest: str) -> HubSource:
     if "@" not in rest:
-        raise ValueError(
-            f"weights source {text!r}: the revision is missing, so the weights could change; write {_HUB_FORM}"
-        )
+        raise ValueError(f"weights source {text!r}: the revision is missing; write {_HUB_FORM}")
     match = _HUB.fullmatch(rest)
     if match is None:
         raise ValueError(
@@ -118,9 +117,7 @@ def _parse_hub(text: str, rest: str) -> HubSource:
 def _parse_packages(text: str, rest: str) -> PackageSource:
     name, pinned, version = rest.partition("==")
     if not pinned or not version:
-        raise ValueError(
-            f"weights source {text!r}: the version is missing, so the weights could change; write {_PACKAGE_FORM}"
-        )
+        raise ValueError(f"weights source {text!r}: the version is missing; write {_PACKAGE_FORM}")
     if _VERSION.fullmatch(version) is None:
         raise ValueError(
             f"weights source {text!r}: {version!r} is not one exact version; write {_PACKAGE_FORM}"
@@ -152,9 +149,12 @@ def _range_form(packages: tuple[str, ...]) -> str | None:
     """One name for all packages, `name-part{1..22}`; None where they do not count in one place."""
     if len(packages) == 1:
         return packages[0]
-    # Names may hold other numbers (`qwen2-part1`): the counting one is the one that explains them all.
-    for match in _NUMBER.finditer(packages[0]) if packages else ():
-        before, after, first = packages[0][: match.start()], packages[0][match.end() :], int(match[0])
-        if packages == tuple(f"{before}{first + index}{after}" for index in range(len(packages))):
-            return f"{before}{{{first}..{first + len(packages) - 1}}}{after}"
+    # Names may hold other digits (`qwen2-part1`, `q4{0..10}`): the counting ones explain all names.
+    for first, last in combinations(range(len(packages[0]) + 1) if packages else (), 2):
+        before, number, after = packages[0][:first], packages[0][first:last], packages[0][last:]
+        if _NUMBER.fullmatch(number) is None:
+            continue
+        start, end = int(number), int(number) + len(packages)
+        if packages == tuple(f"{before}{counted}{after}" for counted in range(start, end)):
+            return f"{before}{{{start}..{end - 1}}}{after}"
     return None

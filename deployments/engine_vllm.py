@@ -160,10 +160,9 @@ def _set_environment(pool: PoolConfig, *, on_gpu: bool) -> None:
     }
     os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
     if not on_gpu:
-        threads = max(1, int(pool.cpus))
         os.environ |= {
-            # Ray sets this to the actor's CPUs; a pool may use more than it reserves.
-            "OMP_NUM_THREADS": str(threads),
+            # Ray sets this to the CPUs that the actor reserved, often none.
+            "OMP_NUM_THREADS": str(pool.threads or os.cpu_count() or 1),
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(pool.kv_cache_gib))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }

@@ -37,6 +37,13 @@ OBJECT_STORE_BYTES = 200 * 2**20
 """Small: request and answer bodies travel by HTTP, never through Ray's object store."""
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """Raised by the signal handler; no `except Exception` of a library may swallow it."""
+
+
 class Supervisor:
     def __init__(self, state: StateFolder, config_path: Path, weights: dict[str, str]) -> None:
         self._state = state
@@ -53,7 +60,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit status: 0 after an ordered stop."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         try:
             self._start()
@@ -62,6 +69,8 @@ class Supervisor:
                 self._check_children()
                 self._observe()
                 time.sleep(OBSERVE_PERIOD_S)
+        except _Stopped:
+            logger.info("told to stop")
         except SpratError as error:
             self._fail(str(error))
             return 1
@@ -70,6 +79,8 @@ class Supervisor:
             self._fail(f"{type(error).__name__}: {error}")
             return 1
         finally:
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the stop
             self._stop()
         return 0
 
@@ -194,7 +205,10 @@ class Supervisor:
     # Stopping.
 
     def _on_signal(self, _number: int, _frame: object) -> None:
+        """While starting, leave at once, wherever it waits; later, at the next look around."""
         self._stopping = True
+        if self._phase != "running":
+            raise _Stopped
 
     def _stop(self) -> None:
         """Gateways drain and settle, engines end, then Ray, then Valkey, which holds what they settled."""

@@ -115,10 +115,11 @@ class _Connection(asyncio.Protocol):
             self._transport.write(request)
         try:
             return await self._answered
+        except asyncio.CancelledError:
+            self.close()  # the rest of the answer is not for the next call
+            raise
         finally:
             deadline.cancel()
-            if not self._answered.done():
-                self.close()  # the caller was cancelled: the rest of the answer is not for the next call
 
     def close(self) -> None:
         if self._transport is not None:

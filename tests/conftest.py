@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from cluster.clock import ManualClock
 from cluster.scheduler.memory_scheduler import MemoryScheduler
@@ -49,9 +50,14 @@ def valkey_url(short_folder: Path) -> Iterator[str]:
     stop_server(process)
 
 
+def patient_client(url: str) -> Redis:
+    """For tests that are not about time: a busy machine is no error."""
+    return connect(url, connect_timeout_s=30, operation_timeout_s=30)
+
+
 @pytest.fixture
 async def redis_scheduler(valkey_url: str) -> AsyncIterator[SchedulerUnderTest]:
-    client = connect(valkey_url)
+    client = patient_client(valkey_url)
     await client.flushall()
     clock = ManualClock()
     yield SchedulerUnderTest(RedisScheduler(client, clock), clock, sleeps=True)

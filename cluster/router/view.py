@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, adapter_name
 from cluster.cost import large_price, prices
 from cluster.types import Candidate, Price, RequestFeatures
 
@@ -91,5 +91,5 @@ class FleetView:
         adapters = self.adapters()
         if name in adapters:
             return name
-        versions = [adapter for adapter in adapters if adapter.split("@")[0] == name]
+        versions = [adapter for adapter in adapters if adapter_name(adapter) == name]
         return max(versions, key=lambda adapter: int(adapter.split("@")[1])) if versions else None

@@ -54,7 +54,12 @@ _SETTLED_BEFORE, _SETTLED_NOW, _NO_SUCH_REQUEST = 0, 1, 3
 _POOL_MISSING = 2
 
 
-def connect(url_or_unix_socket: str) -> Redis:
+def connect(
+    url_or_unix_socket: str,
+    *,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    operation_timeout_s: float = OPERATION_TIMEOUT_S,
+) -> Redis:
     """A client for `redis://`, `rediss://` or `unix://` URLs, or for the path of a unix socket.
 
     Connects on first use. Raises ConfigError for any other URL.
@@ -66,9 +71,9 @@ def connect(url_or_unix_socket: str) -> Redis:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=MAX_CONNECTIONS,
-            timeout=OPERATION_TIMEOUT_S,  # for a free connection
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=OPERATION_TIMEOUT_S,
+            timeout=operation_timeout_s,  # for a free connection
+            socket_connect_timeout=connect_timeout_s,
+            socket_timeout=operation_timeout_s,
             # One retry on a fresh connection, because a pooled one may have died unnoticed: every call is
             # safe to repeat. Never after a timeout: that would double the wait for a store that hangs.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),

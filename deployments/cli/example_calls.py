@@ -8,8 +8,6 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from rich.table import Table
-
 from cluster.config import ClusterConfig
 from cluster.errors import StartError
 
@@ -70,22 +68,17 @@ def _call(endpoint: str, key: str, name: str, body: dict[str, Any]) -> dict[str,
     }
 
 
-def table(calls: list[dict[str, Any]]) -> Table:
-    shown = Table("call", "tier", "model", "reason", "tokens in+out", "time", "cost USD", "saved USD", "answer")
+def describe(calls: list[dict[str, Any]]) -> str:
+    lines = []
     for call in calls:
-        shown.add_row(
-            call["call"],
-            call["tier"],
-            call["model"],
-            call["reason"],
-            f"{call['prompt_tokens']}+{call['output_tokens']}",
-            f"{call['time_s']:.2f} s",
-            f"{call['cost_usd']:.6f}",
-            f"{call['saved_usd']:.6f}",
-            call["answer"].strip(),
+        lines.append(f"  {call['call']:<7} {call['tier']} tier, {call['model']}, because {call['reason']}")
+        lines.append(
+            f"          {call['prompt_tokens']} + {call['output_tokens']} tokens in {call['time_s']:.2f} s, "
+            f"cost {call['cost_usd']:.6f} USD, saved {call['saved_usd']:.6f} USD"
         )
-    shown.caption = "Costs follow from declared node prices. Saved: the same tokens at the large tier's price, minus the cost."
-    return shown
+        lines += [f"          | {line}" for line in call["answer"].strip().splitlines()]
+    lines.append("  Costs follow from declared node prices; saved = the same tokens at the large tier's price, minus the cost.")
+    return "\n".join(lines)
 
 
 def welcome(endpoint: str, key: str, ready_s: float) -> str:

@@ -66,9 +66,9 @@ def up(state: StateFolder, file: Path, *, timeout_s: float, examples: bool, as_j
     if as_json:
         click.echo(json.dumps({"endpoint": endpoint, "api_key": key, "ready_s": round(ready_s, 1), "examples": calls}))
         return
-    console.print(example_calls.welcome(endpoint, key, ready_s), highlight=False, markup=False)
+    click.echo(example_calls.welcome(endpoint, key, ready_s))
     if calls:
-        console.print(example_calls.table(calls))
+        click.echo("Two example calls through this endpoint:\n" + example_calls.describe(calls))
 
 
 def _runs_already(state: StateFolder, config: ClusterConfig) -> bool:

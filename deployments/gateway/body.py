@@ -22,6 +22,7 @@ MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_OUTPUT_TOKENS = 1_000_000
+MAX_STOPS = 4  # also the most that vLLM takes
 
 
 def parse_body(raw: bytes, fields: Mapping[str, Check], required: tuple[str, ...]) -> dict[str, Any]:
@@ -121,8 +122,8 @@ def only_false(value: Any, name: str) -> None:
 
 def _stop(value: Any, name: str) -> None:
     sequences = [value] if isinstance(value, str) else value
-    if not isinstance(sequences, list) or not 1 <= len(sequences) <= 8:
-        raise _fail(name, "a string or a list of 1 to 8 strings")
+    if not isinstance(sequences, list) or not 1 <= len(sequences) <= MAX_STOPS:
+        raise _fail(name, f"a string or a list of 1 to {MAX_STOPS} strings")
     for each in sequences:
         text(256)(each, name)
 

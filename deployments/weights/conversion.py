@@ -1,6 +1,7 @@
 """A GGUF becomes a safetensors folder. Runs in the process that `convert.py` starts, and only there.
 
-The folder loads in transformers and vLLM: bfloat16 shards, config, generation config, tokenizer, chat template.
+The folder loads in transformers and vLLM: bfloat16 shards, config, generation config, tokenizer and
+chat template.
 """
 
 import json
@@ -42,7 +43,6 @@ def write_model_folder(gguf: Path, folder: Path, name: str, on_bytes: Callable[[
 
     config.architectures = [type(model).__name__]
     config.dtype = torch.bfloat16
-    config._name_or_path = name  # noqa: SLF001 - it would be the GGUF's own title
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     _tokenizer(where, config.model_type).save_pretrained(folder)
@@ -55,7 +55,10 @@ def _tokenizer(where: dict[str, str], model_type: str) -> Any:
 
     # Naming the type spares AutoTokenizer a second walk through the metadata: 12 s for a 150k vocabulary.
     known = {"tokenizer_type": model_type} if TOKENIZER_MAPPING_NAMES.get(model_type) else {}
-    return AutoTokenizer.from_pretrained(**where, **known)
+    tokenizer = AutoTokenizer.from_pretrained(**where, **known)
+    for how_it_was_loaded in ("is_local", "local_files_only"):  # would be saved as if it were a setting
+        tokenizer.init_kwargs.pop(how_it_was_loaded, None)
+    return tokenizer
 
 
 def _require_memory(name: str, model: Any) -> None:
@@ -100,7 +103,7 @@ def _write_shards(
             continue  # the second name of a tied parameter
         if shape != tuple(tensor.shape):
             raise WeightsError(
-                f"{name}: {key} has shape {tuple(tensor.shape)} in {gguf.name}, the architecture wants {shape}",
+                f"{name}: {key} in {gguf.name} has shape {tuple(tensor.shape)}, not {shape}",
                 fix=_OTHER_SOURCE,
             )
         if shard and shard_bytes + tensor.nbytes > _SHARD_BYTES:

@@ -3,12 +3,13 @@
     python -m deployments.weights.convert GGUF OUT
 
 A process of its own: its memory (gigabytes) goes back to the system, torch stays out of the caller,
-and Ctrl-C ends it at once. It also ends when its parent does. It writes `OUT.partial-PID` and renames it last,
-so OUT is complete whenever it exists.
+and Ctrl-C ends it at once. It also ends when its parent does. It writes `OUT.partial-PID` and renames it
+last, so OUT is complete whenever it exists.
 """
 
 import argparse
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -20,8 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from deployments.weights.checksum import sha256_of
-from deployments.weights.disk import CONVERTED_PER_GGUF_BYTE, disk_full, full_disk_named, require_free
+from deployments.weights.disk import CONVERTED_PER_GGUF_BYTE, disk_errors_named, disk_full, require_free
 from deployments.weights.errors import WeightsError
 from deployments.weights.record import write_record
 
@@ -45,19 +45,26 @@ def convert_in_process(
         try:
             failure = _follow(child.stdout, on_bytes)
             code = child.wait()
-        except BaseException:
-            child.kill()  # Ctrl-C here: no conversion without someone who waits for it
+        except BaseException:  # Ctrl-C: no conversion without someone who waits for it
+            child.kill()
+            child.wait()
+            remove_stale_partials(out)
             raise
+        remove_stale_partials(out)  # of a child that was killed from outside
         if failure is not None:
             raise failure
         if code != 0:
             complaints.seek(0)
-            raise _died(name, code, [line.rstrip() for line in complaints if line.strip()][-_LAST_LINES:])
+            raise _died(
+                name, code, out, [line.rstrip() for line in complaints if line.strip()][-_LAST_LINES:]
+            )
 
 
 def _follow(lines: IO[str] | None, on_bytes: Callable[[int, int], None]) -> WeightsError | None:
     failure = None
     for line in lines or ():
+        if not line.startswith("{"):  # some library talks
+            continue
         message = json.loads(line)
         if "problem" in message:
             failure = WeightsError(message["problem"], fix=message["fix"])
@@ -66,17 +73,20 @@ def _follow(lines: IO[str] | None, on_bytes: Callable[[int, int], None]) -> Weig
     return failure
 
 
-def _died(name: str, code: int, last_lines: list[str]) -> WeightsError:
+def _died(name: str, code: int, out: Path, last_lines: list[str]) -> WeightsError:
+    if code in {-signal.SIGINT, -signal.SIGTERM}:
+        return WeightsError(f"{name}: the conversion was interrupted", fix="Run again; the download is kept.")
     if code == -signal.SIGKILL:
         return WeightsError(
             f"{name}: the conversion was killed, most likely because memory ran out",
             fix="Stop other programs on this machine and run again; the download is kept.",
         )
     if any("No space left on device" in line for line in last_lines):
-        return disk_full(Path(tempfile.gettempdir()), f"{name}: the conversion stopped")
+        return disk_full(out.parent, f"{name}: the conversion stopped")
     return WeightsError(
-        f"{name}: the conversion ended with status {code}: " + "\n  ".join(["", *last_lines]),
+        f"{name}: the conversion ended with status {code}",
         fix="Run again; if it ends the same way, use an hf: or folder: source for this base model.",
+        details=last_lines,
     )
 
 
@@ -112,10 +122,10 @@ def _convert(gguf: Path, out: Path, name: str, source: str, gguf_sha256: str | N
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
-        with full_disk_named(out.parent, f"{name}: converting"):
+        with disk_errors_named(out.parent, f"{name}: converting"):
             version = write_model_folder(gguf, partial, name, _print_progress)
             write_record(
-                partial, source=source, gguf_sha256=gguf_sha256 or sha256_of(gguf), transformers=version
+                partial, source=source, gguf_sha256=gguf_sha256 or _sha256_of(gguf), transformers=version
             )
         if out.exists():  # never complete: the caller looks before it converts
             shutil.rmtree(out)
@@ -123,6 +133,11 @@ def _convert(gguf: Path, out: Path, name: str, source: str, gguf_sha256: str | N
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _print_progress(done_bytes: int, total_bytes: int) -> None:
@@ -143,7 +158,9 @@ def main() -> int:
     parser.add_argument("--sha256", help="of the file; default: it is computed")
     parser.add_argument("--parent-pid", type=int, help="end when this process does")
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end without a traceback
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is in the file: no look-ups
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end without traceback
     if options.parent_pid is not None:
         _die_with_parent(options.parent_pid)
     try:

@@ -1,9 +1,10 @@
 """Disk space: asked for before writing, and named plainly when it runs out all the same."""
 
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deployments.weights.errors import WeightsError
@@ -65,10 +66,8 @@ def in_gb(size_bytes: int) -> str:
 def tree_bytes(folder: Path) -> int:
     """Bytes in all files below `folder`; files that vanish meanwhile count as nothing."""
     total_bytes = 0
-    for parent, _, names in folder.walk() if hasattr(folder, "walk") else _walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
-            try:
-                total_bytes += (parent / name).stat().st_size
-            except FileNotFoundError:
-                continue
+            with suppress(FileNotFoundError):
+                total_bytes += os.stat(os.path.join(parent, name)).st_size  # noqa: PTH116, PTH118 - called often
     return total_bytes

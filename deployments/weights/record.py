@@ -13,6 +13,8 @@ from pathlib import Path
 
 RECORD_NAME = "sprat_weights.json"
 
+_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors to torch
+
 
 @dataclass(frozen=True, slots=True)
 class WeightsRecord:
@@ -21,7 +23,7 @@ class WeightsRecord:
     source: str
     gguf_sha256: str | None  # None: the weights were safetensors from the start
     parameters: int
-    dtype: str  # of most parameters, as safetensors writes it, in lower case: `bf16`
+    dtype: str  # of most parameters: `bfloat16`
     bytes: int  # all files of the folder, without the record
     files: dict[str, int]  # name to bytes
     converted_at: str  # ISO 8601, UTC
@@ -42,7 +44,7 @@ def write_record(
         source=source,
         gguf_sha256=gguf_sha256,
         parameters=elements.total(),
-        dtype=elements.most_common(1)[0][0].lower() if elements else "",
+        dtype=_dtype_name(elements),
         bytes=sum(files.values()),
         files=files,
         converted_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -62,6 +64,11 @@ def read_record(folder: Path) -> WeightsRecord | None:
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return record
+
+
+def _dtype_name(elements: Counter[str]) -> str:
+    most = elements.most_common(1)[0][0] if elements else "none"
+    return _DTYPE_NAMES.get(most, most.lower())
 
 
 def _elements_by_dtype(folder: Path) -> Counter[str]:

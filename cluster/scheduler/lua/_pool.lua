@@ -1,17 +1,13 @@
 -- Local functions of all operations. The loader puts this text between an operation's shebang and its body.
 -- A pool is four keys in this order: lease, lease_info, reps, load (cluster/keys.py).
--- Time: Redis' own clock in ms, never the caller's. Numbers: integers below 2^53, where doubles are exact.
+-- Time: Redis' own clock in ms, never the caller's. Numbers: integers below 1e14, from where on Lua prints
+-- floats; only products inside a script may go to 2^53, where doubles are exact.
 
 local FULL = 1000000000000 -- on the score of a replica at its cap: every free replica sorts before it
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- Lua prints numbers from 1e14 on as floats ('1e+14'): a score or an amount must not.
-local function digits(number)
-  return string.format('%.0f', number)
 end
 
 local function pool_at(first)
@@ -22,13 +18,13 @@ local function score(requests, tokens, cap)
   if requests >= cap then
     tokens = tokens + FULL
   end
-  return digits(tokens)
+  return tokens
 end
 
 -- XX: a replica that drains or is dead has load but no place in reps, and gets none here.
 local function change_load(pool, replica, cap, requests, tokens)
   requests = redis.call('HINCRBY', pool.load, replica .. '|req', requests)
-  tokens = redis.call('HINCRBY', pool.load, replica .. '|tok', digits(tokens))
+  tokens = redis.call('HINCRBY', pool.load, replica .. '|tok', tokens)
   redis.call('ZADD', pool.reps, 'XX', score(requests, tokens, cap), replica)
 end
 
@@ -60,7 +56,7 @@ end
 
 -- Returns how many ended; at most `limit`, because nobody else is served meanwhile.
 local function end_expired_leases(pool, now, limit)
-  local ids = redis.call('ZRANGE', pool.lease, '-inf', digits(now), 'BYSCORE', 'LIMIT', 0, limit)
+  local ids = redis.call('ZRANGE', pool.lease, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
   for _, id in ipairs(ids) do
     end_lease(pool, id)
   end

@@ -21,8 +21,8 @@ local look_at = tonumber(ARGV[9])
 local candidates = tonumber(ARGV[12])
 local now = now_ms()
 
-local known = redis.call('HMGET', KEYS[1], 'state', 'step', 'pool', 'candidate', 'replica', 'address', 'fence',
-  'expiry')
+local known = redis.call('HMGET', KEYS[1], 'state', 'step', 'pool', 'candidate', 'replica', 'address',
+  'fence', 'expiry')
 local known_step = tonumber(known[2])
 if known[1] == 'settled' or (known_step and known_step > step) then
   return { 0, 'ended' }
@@ -57,7 +57,13 @@ end
 for _, pool in ipairs(pools) do
   end_expired_leases(pool, now, tonumber(ARGV[8]))
 end
-local own_lease = own and lease_of(own, id)
+local own_lease = own and lease_of(own, id) -- nil also where it is not in its replica's load
+if own_lease then
+  local since = redis.call('HGET', own.load, own_lease.replica .. '|since')
+  if not since or own_lease.fence <= tonumber(since) then
+    own_lease = nil
+  end
+end
 
 -- Excluded replicas must not take the places of those that could be chosen. The replica of the step before
 -- is looked at wherever it stands, because the slot that this step gives back may be its only free one.
@@ -95,14 +101,15 @@ local function choose(pool)
     end
     local fields = {}
     for _, replica in ipairs(ids) do
-      for _, field in ipairs({ '|req', '|tok', '|cap', '|hb', '|since', '|addr' }) do
-        fields[#fields + 1] = replica .. field
-      end
+      fields[#fields + 1] = replica .. '|req'
+      fields[#fields + 1] = replica .. '|tok'
+      fields[#fields + 1] = replica .. '|cap'
+      fields[#fields + 1] = replica .. '|hb'
     end
     local row = redis.call('HMGET', pool.load, unpack(fields))
     local best, full, dead = nil, false, false
     for i, replica in ipairs(ids) do
-      local at = 6 * (i - 1)
+      local at = 4 * (i - 1)
       local heartbeat = tonumber(row[at + 4])
       if not heartbeat or now - heartbeat >= dead_after_ms then
         redis.call('ZREM', pool.reps, replica)
@@ -110,9 +117,9 @@ local function choose(pool)
       elseif not excluded[replica] then
         local option = {
           replica = replica, requests = tonumber(row[at + 1]), tokens = tonumber(row[at + 2]),
-          cap = tonumber(row[at + 3]), since = tonumber(row[at + 5]), address = row[at + 6],
+          cap = tonumber(row[at + 3]),
         }
-        if own_lease and pool == own and replica == own_lease.replica and own_lease.fence > option.since then
+        if own_lease and pool == own and replica == own_lease.replica then
           option.requests = option.requests - 1
           option.tokens = option.tokens - own_lease.tokens
         end
@@ -136,21 +143,21 @@ for candidate = 0, candidates - 1 do
   local pool = pools[tonumber(ARGV[at])]
   local chosen, full = choose(pool)
   if chosen then
-    if own_lease then
+    if own then
       end_lease(own, id)
     end
+    local address = redis.call('HGET', pool.load, chosen.replica .. '|addr')
     local fence = redis.call('INCR', KEYS[2])
     local expiry = now + ttl_ms
     change_load(pool, chosen.replica, chosen.cap, 1, tokens)
-    redis.call('ZADD', pool.lease, digits(expiry), id)
-    redis.call('HSET', pool.lease_info, id,
-      digits(tokens) .. '|' .. digits(fence) .. '|' .. chosen.replica)
+    redis.call('ZADD', pool.lease, expiry, id)
+    redis.call('HSET', pool.lease_info, id, tokens .. '|' .. fence .. '|' .. chosen.replica)
     redis.call('HSET', KEYS[1], 'state', 'open', 'step', ARGV[2], 'pool', pool.name, 'tier', ARGV[at + 1],
-      'candidate', candidate, 'replica', chosen.replica, 'address', chosen.address, 'fence', digits(fence),
-      'expiry', digits(expiry), 'tokens', digits(tokens), 'price_prompt', ARGV[at + 2],
+      'candidate', candidate, 'replica', chosen.replica, 'address', address, 'fence', fence, 'expiry', expiry,
+      'tokens', tokens, 'price_prompt', ARGV[at + 2],
       'price_output', ARGV[at + 3], 'large_price_prompt', ARGV[10], 'large_price_output', ARGV[11])
     redis.call('PEXPIRE', KEYS[1], ARGV[7])
-    return { 1, candidate, chosen.replica, chosen.address, fence, expiry }
+    return { 1, candidate, chosen.replica, address, fence, expiry }
   end
   any_full = any_full or full
   if full and not spill then

@@ -19,7 +19,7 @@ if known[1] ~= epoch then
   redis.call('HSET', pool.load, replica .. '|req', 0, replica .. '|tok', 0, replica .. '|epoch', epoch,
     replica .. '|since', redis.call('GET', KEYS[3]) or 0)
 end
-redis.call('HSET', pool.load, replica .. '|cap', cap, replica .. '|hb', digits(now_ms()),
+redis.call('HSET', pool.load, replica .. '|cap', cap, replica .. '|hb', now_ms(),
   replica .. '|addr', ARGV[7])
 if ARGV[4] == '1' then
   redis.call('ZADD', pool.reps, score(requests, tokens, tonumber(cap)), replica)

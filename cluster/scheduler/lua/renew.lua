@@ -6,7 +6,7 @@
 -- Reply one number per lease: 1 extended (never shortened), 0 lost, or the fence is not the current one
 -- Time  TIME
 
-local expiry = digits(now_ms() + tonumber(ARGV[1]))
+local expiry = now_ms() + tonumber(ARGV[1])
 local reply = {}
 for i = 2, #ARGV, 3 do
   local first = 2 * tonumber(ARGV[i]) - 1

@@ -3,7 +3,7 @@
 --
 -- KEYS  1 resv of the request, 2 spend of the day, then per distinct pool: lease, lease_info, reps, load
 -- ARGV  1 request id, 2 prompt tokens, 3 output tokens, 4 resv ttl (ms), then the name of every pool in KEYS
--- Reply {1, cost, saved}: settled now; {0, cost, saved}: settled before. Micro-USD, as strings
+-- Reply {1, cost, saved}: settled now; {0, cost, saved}: settled before. Micro-USD
 --       {2, pool}: the request has its lease in a pool that KEYS lack; call again with it
 --       {3}: no such request
 -- Time  none
@@ -28,23 +28,21 @@ if not pool then
   return { 2, known[2] }
 end
 
--- Prices are per million tokens; rounded up once. fmod, because Lua 5.1's % and a plain division are not
--- exact near 2^53 (9.0e15: 90 million tokens at 100 USD per million).
+-- Prices are per million tokens; rounded up once. Exact for products below 2^53 (90 million tokens at 100 USD
+-- per million), also after the division: a millionth is more than half the step between doubles there.
 local function cost(prompt_price, output_price)
   local product = tonumber(ARGV[2]) * tonumber(prompt_price) + tonumber(ARGV[3]) * tonumber(output_price)
-  local rest = math.fmod(product, 1000000)
-  local whole = (product - rest) / 1000000
-  return rest > 0 and whole + 1 or whole
+  return math.ceil(product / 1000000)
 end
 
 local spent = cost(known[4], known[5])
 local saved = cost(known[6], known[7]) - spent
 
 end_lease(pool, ARGV[1])
-redis.call('HINCRBY', KEYS[2], 'spent', digits(spent))
-redis.call('HINCRBY', KEYS[2], 'saved', digits(saved))
+redis.call('HINCRBY', KEYS[2], 'spent', spent)
+redis.call('HINCRBY', KEYS[2], 'saved', saved)
 redis.call('HINCRBY', KEYS[2], 'calls', 1)
 redis.call('HINCRBY', KEYS[2], 'calls:' .. known[3], 1)
-redis.call('HSET', KEYS[1], 'state', 'settled', 'cost', digits(spent), 'saved', digits(saved))
+redis.call('HSET', KEYS[1], 'state', 'settled', 'cost', spent, 'saved', saved)
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return { 1, digits(spent), digits(saved) }
+return { 1, spent, saved }

@@ -1,0 +1,96 @@
+"""Closed loop: so many callers, each of whom asks again as soon as it has its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from loadtest.call import Call
+from loadtest.cpu_time import cpu_s
+from loadtest.percentiles import nearest_rank
+from loadtest.streaming_client import Endpoint, StreamingClient
+
+# A refused caller that asks again at once would take the processor from everybody else.
+PAUSE_AFTER_ERROR_S = 0.01
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the slices of one cell add up to. `busy_s` is the time that all callers spent together;
+    `cpu_s` is None once it could not be read."""
+
+    concurrency: int
+    e2e_s: list[float] = field(default_factory=list)
+    ttft_s: list[float] = field(default_factory=list)
+    itl_s: list[float] = field(default_factory=list)
+    output_tokens: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    first_error: str | None = None
+    busy_s: float = 0.0
+    cpu_s: float | None = 0.0
+
+    def median_e2e_s(self) -> float:
+        return nearest_rank(sorted(self.e2e_s), 50) or 0.0
+
+    def add(self, call: Call) -> None:
+        if call.error is not None:
+            self.errors[call.error.kind.value] += 1
+            self.first_error = self.first_error or call.error.message
+            return
+        if call.e2e_s is not None:
+            self.e2e_s.append(call.e2e_s)
+        if call.ttft_s is not None:
+            self.ttft_s.append(call.ttft_s)
+        self.itl_s.extend(call.itl_s)
+        self.output_tokens += call.output_tokens
+
+
+class Callers:
+    """The callers of one system. Their connections stay open from slice to slice."""
+
+    def __init__(
+        self, endpoint: Endpoint, request: bytes, concurrency: int, timeout_s: float, pids: tuple[int, ...]
+    ) -> None:
+        self._request = request
+        self._pids = pids
+        self._clients = [StreamingClient(endpoint, timeout_s) for _ in range(concurrency)]
+        self.tally = Tally(concurrency)
+
+    async def slice(self, seconds_s: float, spread_s: float = 0.0) -> None:
+        """Starts no call after `seconds_s`, and waits for those that run: the next system finds a quiet
+        machine. The callers begin evenly over `spread_s`; with calls of equal length they would otherwise
+        all ask in the same moment, again and again, and TTFT would be that of a burst."""
+        started_s = perf_counter()
+        cpu_before_s = cpu_s(self._pids)
+        step_s = spread_s / len(self._clients)
+        await asyncio.gather(
+            *(
+                self._ask(client, started_s + number * step_s, started_s + seconds_s)
+                for number, client in enumerate(self._clients)
+            )
+        )
+        cpu_after_s = cpu_s(self._pids)
+        if cpu_before_s is None or cpu_after_s is None or self.tally.cpu_s is None:
+            self.tally.cpu_s = None
+        else:
+            self.tally.cpu_s += cpu_after_s - cpu_before_s
+
+    def forget(self) -> None:
+        """After the warm-up: what was counted so far does not count."""
+        self.tally = Tally(self.tally.concurrency)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+    async def _ask(self, client: StreamingClient, begin_s: float, deadline_s: float) -> None:
+        await asyncio.sleep(begin_s - perf_counter())
+        began_s = perf_counter()
+        while perf_counter() < deadline_s:
+            call = await client.call(self._request)
+            self.tally.add(call)
+            if call.error is not None:
+                await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+        self.tally.busy_s += perf_counter() - began_s
