@@ -110,6 +110,7 @@ class ReplicaState:
     load_requests: int = 0
     load_tokens: int = 0
     rss_bytes: int = 0
+    pid: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -125,6 +126,7 @@ class ReplicaState:
             "outstanding_tokens": self.load_tokens,
             "max_concurrency": self.max_concurrency,
             "rss_bytes": self.rss_bytes,
+            "pid": self.pid,
         }
 
 

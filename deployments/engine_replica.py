@@ -49,6 +49,7 @@ class EngineReplica:
             pool=pool_name,
             phase=ReplicaPhase.STARTING,
             node=_node_name(),
+            pid=os.getpid(),
             epoch=time.time_ns() // 1_000_000,
             max_concurrency=self.pool.max_concurrency,
             simulated=self.simulated,

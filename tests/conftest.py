@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +18,19 @@ from cluster.clock import ManualClock
 from cluster.scheduler.memory_scheduler import MemoryScheduler
 from cluster.scheduler.redis_scheduler import RedisScheduler, connect
 from cluster.scheduler.scheduler import Scheduler
+from deployments.state_folder import StateFolder
+from deployments.supervisor import ray_environment
 from deployments.valkey import start_server, stop_server
+
+
+def pytest_configure() -> None:
+    """Ray reads its environment when it is imported, so it is set before any test module is."""
+    folder = Path(tempfile.mkdtemp(prefix="sprat-ray-", dir="/tmp"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    state = StateFolder(folder)
+    state.make()
+    state.secrets()
+    os.environ |= ray_environment(state)
 
 
 @dataclass

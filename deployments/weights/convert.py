@@ -118,6 +118,10 @@ def _die_with_parent(parent_pid: int) -> None:
 def _convert(gguf: Path, out: Path, name: str, source: str, gguf_sha256: str | None) -> None:
     from deployments.weights.conversion import write_model_folder
 
+    if out.exists():  # whatever it is, it may be of value
+        raise WeightsError(
+            f"{name}: {out} exists", fix="Remove it, or name a folder that does not exist yet."
+        )
     require_free(out.parent, gguf.stat().st_size * CONVERTED_PER_GGUF_BYTE, f"{name}: converting")
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     partial.mkdir()
@@ -127,8 +131,6 @@ def _convert(gguf: Path, out: Path, name: str, source: str, gguf_sha256: str | N
             write_record(
                 partial, source=source, gguf_sha256=gguf_sha256 or _sha256_of(gguf), transformers=version
             )
-        if out.exists():  # never complete: the caller looks before it converts
-            shutil.rmtree(out)
         partial.replace(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -152,7 +154,7 @@ def main() -> int:
     """The conversion process. Prints one JSON object per line; status 1 after a WeightsError."""
     parser = argparse.ArgumentParser(prog="python -m deployments.weights.convert")
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("out", type=Path, help="folder to make; must not hold anything of value")
+    parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--name", help="name of the base model; default: that of the file")
     parser.add_argument("--source", help="source string for the record; default: the path of the file")
     parser.add_argument("--sha256", help="of the file; default: it is computed")

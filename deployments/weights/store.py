@@ -129,12 +129,12 @@ class WeightsStore:
     ) -> None:
         staging = self._folder / ".staging" / path.name
         remove_stale_partials(path)
+        shutil.rmtree(path, ignore_errors=True)  # not ready, so not whole
         if isinstance(source, HubSource):
             snapshot = fetch_snapshot(
                 name, source, staging, progress, download=self._download_hub, free=self._free
             )
             write_record(snapshot, source=str(source), gguf_sha256=None, transformers=None)
-            shutil.rmtree(path, ignore_errors=True)  # not ready, so not whole
             snapshot.replace(path)
         else:
             if sha256 is None:  # _folder_name has refused it already

@@ -1,0 +1,116 @@
+"""A real local Ray with two raylets that stand for two kinds of nodes, and sprat deployed on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.scheduler.redis_scheduler import connect
+from cluster.store import KeyStore, open_store, sqlite_url
+from cluster.types import ReplicaPhase, ReplicaState
+from deployments.free_port import free_port
+from deployments.runtime import Runtime
+from tests.configs import config_of, simulated
+from tests.gateways import PEPPER, TOKEN
+
+
+@dataclass
+class Fleet:
+    runtime: Runtime
+    url: str
+    key: str
+
+    def replicas(self, pool: str) -> list[ReplicaState]:
+        async def ask() -> list[ReplicaState]:
+            scheduler = self.runtime.scheduler()
+            try:
+                return list((await scheduler.pool_load(pool)).replicas)
+            finally:
+                await scheduler.close()
+
+        return [each for each in asyncio.run(ask()) if each.phase is ReplicaPhase.READY]
+
+    def leases(self) -> int:
+        async def ask() -> int:
+            scheduler = self.runtime.scheduler()
+            try:
+                return sum([(await scheduler.pool_load(pool)).leases for pool in self.runtime.config.pools])
+            finally:
+                await scheduler.close()
+
+        return asyncio.run(ask())
+
+    def wait_for(
+        self, pool: str, count: int, *, without: str = "", timeout_s: float = 60
+    ) -> list[ReplicaState]:
+        """A dead replica's entry lives up to 3 s: `without` names the one that must be gone."""
+        deadline = time.monotonic() + timeout_s
+        while len(found := self.replicas(pool)) != count or without in {each.replica_id for each in found}:
+            assert time.monotonic() < deadline, f"{pool}: {found}"
+            time.sleep(0.2)
+        return found
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Head without CPUs for pools, one `cheap` raylet, one `big` one; token authentication as in production."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, **memory},
+    )
+    cluster.add_node(num_cpus=2, labels={"sprat.node": "cheap"}, **memory)
+    cluster.add_node(num_cpus=2, labels={"sprat.node": "big"}, **memory)
+    ray.init(address=cluster.address, namespace="sprat", log_to_driver=False, logging_level=logging.WARNING)
+    yield
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
+    """Two simulated pools: two replicas on the cheap node, one on the big one. No fallbacks: pinned."""
+    from ray import serve
+
+    from deployments import app
+
+    async def empty() -> None:
+        client = connect(valkey_url)
+        await client.flushall()
+        await client.aclose()
+
+    asyncio.run(empty())
+    port = free_port()
+    config = config_of(
+        simulated(
+            gateway__port=port,
+            pools__specialist__replicas=2,
+            pools__specialist__simulated={"base_ttft_ms": 1, "prefill_tokens_per_s": 1e6, "decode_tokens_per_s": 100},
+            node_classes__cheap__fallbacks=[],
+            node_classes__big__fallbacks=[],
+        )
+    )
+    runtime = Runtime(
+        config=config,
+        redis_url=valkey_url,
+        store_url=sqlite_url(short_folder / "store.sqlite"),
+        gateway_token=TOKEN,
+        pepper=PEPPER,
+    )
+    key = KeyStore(open_store(runtime.store_url), PEPPER).create("tenant", "test")
+    for _ in app.deploy(runtime, app.ray_nodes()):
+        pass
+    running = Fleet(runtime, f"http://127.0.0.1:{port}/v1", key)
+    running.wait_for("specialist", 2)
+    running.wait_for("reserve", 1)
+    yield running
+    serve.shutdown()
