@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from cluster.clock import SystemClock
-from cluster.config import ClusterConfig, load_config
+from cluster.config import ClusterConfig
 from cluster.cost import prices, usd
 from cluster.errors import SchedulerUnavailable
 from cluster.scheduler.redis_scheduler import RedisScheduler, connect
@@ -36,7 +35,7 @@ async def cluster_status(state: StateFolder) -> dict[str, Any]:
     }
     if supervisor is None or "redis_url" not in supervisor:
         return status
-    config = load_config(Path(supervisor["config"]))
+    config = ClusterConfig.model_validate(supervisor["running"])
     status["redis"]["kind"] = "embedded" if supervisor["redis_url"].startswith("unix://") else "external"
     scheduler = RedisScheduler(connect(supervisor["redis_url"]), SystemClock())
     try:

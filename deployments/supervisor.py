@@ -196,6 +196,8 @@ class Supervisor:
     def _record(self, redis_url: str, ray_address: str) -> dict[str, Any]:
         return {
             "config": str(self._config_path.absolute()),
+            # What runs, environment overrides included; the file may change meanwhile.
+            "running": self._config.model_dump(mode="json", by_alias=True),
             "config_digest": config_digest(self._config),
             "redis_url": redis_url,
             "ray_address": ray_address,

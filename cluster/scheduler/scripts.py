@@ -22,7 +22,8 @@ class LuaScript:
         if not shebang.startswith("#!lua"):
             raise ValueError(f"lua/{name}.lua must start with #!lua, not with {shebang!r}")
         self.name = name
-        self.source = f"{shebang}\n{(folder / '_pool.lua').read_text()}{body}"
+        # Joined, never formatted: a value in the text would be code, and each one another cached script.
+        self.source = "".join((shebang, "\n", (folder / "_pool.lua").read_text(), body))
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Redis, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:

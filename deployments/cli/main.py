@@ -49,3 +49,7 @@ def main() -> None:
     except SpratError as error:
         click.echo(f"sprat: {error}", err=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

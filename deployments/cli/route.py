@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cluster.config import load_config
+from cluster.config import ClusterConfig, load_config
 from cluster.cost import usd
 from cluster.errors import InvalidRequest
 from cluster.router.features import features_of
@@ -29,7 +29,10 @@ def route(state: StateFolder, body: str, *, as_json: bool, config_path: Path | N
     """Print the routing decision for a request BODY (JSON, or - for standard input)."""
     raw = (click.get_text_stream("stdin").read() if body == "-" else body).encode()
     running = state.read_supervisor() or {}
-    config = load_config(config_path or Path(running.get("config") or EXAMPLE), os.environ)
+    if config_path is None and "running" in running:
+        config = ClusterConfig.model_validate(running["running"])
+    else:
+        config = load_config(config_path or EXAMPLE, os.environ)
     try:
         parsed = completion_body(raw) if b'"messages"' not in raw else chat_body(raw)
         decision = Router.of(config).route(features_of(parsed, header_tier=tier))

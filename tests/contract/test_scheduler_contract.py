@@ -227,6 +227,18 @@ class TestSteps:
         assert grants[9].replica_id == grant.replica_id == "a9"
         assert (await load_of(sut.scheduler))["a9"] == (1, 77)
 
+    async def test_tokens_of_the_old_slot_do_not_count_against_its_replica(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=9))
+        await grant_of(sut.scheduler, admit_request("other", tokens=20))
+        await grant_of(sut.scheduler, admit_request("r", tokens=100))
+        await sut.scheduler.heartbeat(ready_replica("b", max_concurrency=9))
+        await grant_of(sut.scheduler, admit_request("third", tokens=50))
+
+        grant = await grant_of(sut.scheduler, admit_request("r", step=1))
+
+        assert grant.replica_id == "a"
+        assert await load_of(sut.scheduler) == {"a": (2, 120), "b": (1, 50)}
+
     async def test_a_refused_step_leaves_the_old_lease(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a"))
         grant = await grant_of(sut.scheduler, admit_request("r"))
@@ -521,6 +533,14 @@ class TestReplicaDirectory:
 
         assert await load_of(sut.scheduler) == {"a": (1, 5)}
         assert await refusal_of(sut.scheduler, admit_request("r2")) == RefusalReason.CAPACITY
+
+    async def test_a_slot_from_before_a_restart_is_not_given_back_by_the_next_step(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1, epoch=1))
+        await grant_of(sut.scheduler, admit_request("r0"))
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1, epoch=2))
+        await grant_of(sut.scheduler, admit_request("r1"))
+
+        assert await refusal_of(sut.scheduler, admit_request("r0", step=1)) == RefusalReason.CAPACITY
 
     async def test_an_old_epoch_that_comes_back_does_not_make_the_load_negative(self, sut):
         """Two processes fight for one replica id."""

@@ -1,0 +1,50 @@
+# `make up` runs the main job, `make test` passes the tests; both start from a bare machine with Python 3.11+.
+SHELL := /bin/bash
+STATE ?= .sprat
+CONFIG ?= deployments/examples/laptop.yaml
+SPRAT := .venv/bin/sprat --state $(STATE)
+PYTEST := .venv/bin/python -m pytest
+
+.PHONY: setup up down status lint types unit contract integration e2e test lock clean
+
+setup:
+	@./setup.sh
+
+up: setup
+	@$(SPRAT) up $(CONFIG)
+
+down:
+	@if [ -x .venv/bin/sprat ]; then $(SPRAT) down; else echo "Nothing is installed here, so nothing runs."; fi
+
+status: setup
+	@$(SPRAT) status
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: setup
+	.venv/bin/mypy
+
+unit: setup
+	$(PYTEST) tests/unit tests/test_architecture.py tests/test_docs.py
+
+contract: setup
+	$(PYTEST) tests/contract tests/property
+
+integration: setup
+	$(PYTEST) tests/integration
+
+# Real models through the real command line; fetches about 1.2 GB of weights the first time.
+e2e: setup
+	$(PYTEST) tests/e2e
+
+# Fast ones first; the first failure stops the rest.
+test: lint types unit contract integration e2e
+	@echo "make test: all green"
+
+lock:
+	./lock.sh
+
+clean: down
+	rm -rf .venv .sprat .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
