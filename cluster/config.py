@@ -203,10 +203,9 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Cluster
     """Read, override, validate and cross-check. Raises ConfigProblems, or ConfigError if unreadable."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}. Give the path of a cluster YAML."
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read {path}: {what}. Give the path of a cluster YAML.") from error
     return parse_config(text, source=str(path), environ=environ or {})
 
 
@@ -224,7 +223,7 @@ def parse_config(text: str, *, source: str, environ: Mapping[str, str] | None = 
         raise ConfigProblems(source, [Problem("(file)", "is not a mapping", "start from an example file")])
 
     lines: dict[tuple[str, ...], int] = {}
-    problems = list(_index(tree, (), lines))
+    problems = list(_index(tree, (), lines, set()))
     _apply_environment(raw, environ or {})
     try:
         config = ClusterConfig.model_validate(raw)
@@ -250,6 +249,8 @@ def cross_check(config: ClusterConfig) -> Iterator[Problem]:
             yield Problem(
                 f"base_models.{name}", "a pypi source needs sha256", "add the SHA-256 of its GGUF file"
             )
+        elif not isinstance(source, PackageSource) and model.sha256 is not None:
+            yield Problem(f"base_models.{name}.sha256", "is checked for pypi sources only", "remove it")
     for name, adapter in config.adapters.items():
         if adapter.base_model not in config.base_models:
             yield _unknown(f"adapters.{name}.base_model", adapter.base_model, config.base_models)
@@ -327,6 +328,10 @@ def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[
 def _check_router(config: ClusterConfig) -> Iterator[Problem]:
     adapters = {name: None for each in config.adapters for name in (adapter_name(each), each)}
     targets = [*config.tiers, *adapters, *config.base_models]
+    served = {*config.tiers, *(pool.base_model for pool in config.pools.values())}
+    served |= {
+        name for pool in config.pools.values() for each in pool.adapters for name in (adapter_name(each), each)
+    }
     if config.router.default_tier not in config.tiers:
         yield _unknown("router.default_tier", config.router.default_tier, config.tiers)
     seen: set[str] = set()
@@ -337,6 +342,8 @@ def _check_router(config: ClusterConfig) -> Iterator[Problem]:
         seen.add(rule.name)
         if rule.to not in targets:
             yield _unknown(f"{path}.to", rule.to, targets)
+        elif rule.to not in served:
+            yield Problem(f"{path}.to", f"no pool serves {rule.to!r}", "give it to a pool, or name another")
         if not rule.when.model_fields_set:
             yield Problem(f"{path}.when", "is empty", "add a condition, or use default_tier")
         if rule.when.system_matches is not None:
@@ -356,12 +363,18 @@ def _unknown(path: str, value: str, known: Mapping[str, Any] | list[str]) -> Pro
 
 
 def _index(
-    node: yaml.Node | None, path: tuple[str, ...], lines: dict[tuple[str, ...], int]
+    node: yaml.Node | None, path: tuple[str, ...], lines: dict[tuple[str, ...], int], seen: set[int]
 ) -> Iterator[Problem]:
-    """Remember the line of every path; report keys that stand twice (YAML would drop the first)."""
+    """Remember the line of every path; report keys that stand twice (YAML would drop the first).
+
+    What stands behind an alias is looked at once: an alias may stand inside what it names.
+    """
     if node is None:
         return
     lines.setdefault(path, node.start_mark.line + 1)
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = str(key_node.value)
@@ -372,10 +385,10 @@ def _index(
                     ".".join(child), f"stands twice (first in line {lines[child]})", "keep one", line
                 )
             lines[child] = line
-            yield from _index(value_node, child, lines)
+            yield from _index(value_node, child, lines, seen)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _index(item, (*path, str(index)), lines)
+            yield from _index(item, (*path, str(index)), lines, seen)
 
 
 def _line_of(path: tuple[str, ...], lines: Mapping[tuple[str, ...], int]) -> int:
@@ -466,4 +479,7 @@ def _apply_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
                 raise ConfigError(
                     f"{variable} does not name a setting: {parent!r} is not a section of the file"
                 )
-        target[leaf] = yaml.safe_load(value)
+        try:
+            target[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{variable} is not YAML: {value!r}. Quote it, or correct it.") from error

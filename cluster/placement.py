@@ -27,7 +27,7 @@ class Fit:
 
 
 def find_nodes(pool_name: str, pool: PoolConfig, node: NodeClass, nodes: Iterable[NodeState]) -> Fit:
-    """First selector (then its fallbacks in order) that matches a node with enough CPUs and GPUs in all.
+    """First selector (then its fallbacks in order) that matches a node with enough CPUs and GPUs.
 
     Labels follow Ray's label selectors: `value`, `!value`, `in(a,b)`, `!in(a,b)`.
     """
@@ -39,10 +39,10 @@ def find_nodes(pool_name: str, pool: PoolConfig, node: NodeClass, nodes: Iterabl
         fitting = [
             each
             for each in matching
-            if each.resources.get("CPU", 0) >= pool.cpus
-            and each.resources.get("GPU", 0) >= gpus / pool.tensor_parallel
+            # All ranks of a replica share one node (STRICT_PACK).
+            if each.resources.get("CPU", 0) >= pool.cpus and each.resources.get("GPU", 0) >= gpus
         ]
-        if fitting and sum(each.resources.get("GPU", 0) for each in fitting) >= gpus:
+        if fitting:
             return Fit(tuple(fitting), selector)
         too_small += [each.address for each in matching]
     wanted = " or ".join(_text(selector) for selector in (node.label_selector, *node.fallbacks))
@@ -93,14 +93,19 @@ def memory_problem(
     need = replica_memory_bytes(pool, model)
     if need <= available_bytes:
         return None
-    weights = model.parameters * BYTES_PER_WEIGHT[pool.dtype]
+    weights = model.parameters * BYTES_PER_WEIGHT[pool.dtype] // pool.tensor_parallel
+    engine = need - weights - int(pool.kv_cache_gib * GIB)
+    sum_shown = (
+        f"{weights / GIB:.1f} weights as {pool.dtype} + {pool.kv_cache_gib:.1f} KV cache + {engine / GIB:.1f} engine"
+        if pool.engine != "simulated"
+        else "simulated engine"
+    )
     return (
-        f"pool {pool_name!r} does not fit: {pool.base_model} needs about {need / GIB:.1f} GiB "
-        f"({weights / GIB:.1f} weights as {pool.dtype} + {pool.kv_cache_gib:.1f} KV cache + engine), "
+        f"pool {pool_name!r} does not fit: {pool.base_model} needs about {need / GIB:.1f} GiB ({sum_shown}), "
         f"{where} has {available_bytes / GIB:.1f} GiB free. Use a smaller model, lower kv_cache_gib, or a larger node."
     )
 
 
 def _text(labels: Mapping[str, str]) -> str:
-    shown = {key: value for key, value in labels.items() if not key.startswith("ray.io/")}
+    shown = {key: value for key, value in labels.items() if key != "ray.io/node-id"}
     return "{" + ", ".join(f"{key}={value}" for key, value in sorted(shown.items())) + "}"

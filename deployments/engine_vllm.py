@@ -37,7 +37,7 @@ class VllmReplica(EngineReplica):
         self._started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         on_gpu = pool_gpus(self.pool) > 0
         self.report("waiting for another engine of this node to finish loading")
-        async with loading_turn(parallel=on_gpu):
+        async with loading_turn(parallel=pool_gpus(self.pool) >= 1):
             self.report(f"loading {self.pool.base_model} into vLLM")
             _set_environment(self.pool, on_gpu=on_gpu)
             self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)

@@ -1,7 +1,9 @@
-"""Engines of one CPU node load one after the other.
+"""Engines that share a CPU or a GPU load one after the other.
 
 Two vLLM engines that load at once on two cores each take longer than one after the other, and both
-hold their loading peak of memory at the same time. GPU engines do not wait.
+hold their loading peak of memory at the same time. On a shared GPU, vLLM would take what the other one
+allocates meanwhile for its own, and leave that much less for its KV cache. Engines with whole GPUs do
+not wait.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 
 import psutil
@@ -37,14 +36,19 @@ def check_gpu(config: ClusterConfig) -> None:
     wanting = [name for name, pool in config.pools.items() if pool_gpus(pool) > 0 and pool.engine == "vllm"]
     if not wanting:
         return
-    listed = None
-    if shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
-    if listed is None or listed.returncode != 0 or "GPU 0" not in listed.stdout:
+    if "GPU 0" not in _listed_gpus():
         raise StartError(
             f"CUDA is missing: pool {', '.join(wanting)} wants GPUs, and nvidia-smi lists none on this machine. "
             "Install the NVIDIA driver, start sprat where the GPUs are, or use deployments/examples/laptop.yaml."
         )
+
+
+def _listed_gpus() -> str:
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):  # none, or a driver that hangs
+        return ""
+    return listed.stdout if listed.returncode == 0 else ""
 
 
 def check_memory(config: ClusterConfig, available_bytes: int) -> None:
@@ -55,7 +59,8 @@ def check_memory(config: ClusterConfig, available_bytes: int) -> None:
             continue
         model = config.base_models[pool.base_model]
         for _ in range(pool.replicas):
-            problem = memory_problem(name, pool, model, left_bytes, "this machine")
+            where = "this machine" + (", beside the replicas before it," if left_bytes < available_bytes else "")
+            problem = memory_problem(name, pool, model, left_bytes, where)
             if problem is not None:
                 raise StartError(problem)
             left_bytes -= replica_memory_bytes(pool, model)

@@ -6,6 +6,7 @@ unix socket path may not be longer than 107 bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -46,6 +47,8 @@ class StateFolder:
             self.logs.mkdir(exist_ok=True)
             self.valkey_folder.mkdir(exist_ok=True)
             self.runtime.mkdir(mode=0o700, exist_ok=True)
+            if not os.access(self.path, os.W_OK):  # it was there already
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise StartError(
                 f"the state folder {self.path} cannot be written: {error.strerror}. Set {STATE_VARIABLE} to another."
@@ -149,22 +152,29 @@ def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Whole or not at all, with the mode from the first byte on."""
+    """Whole or not at all, with the mode from the first byte on. Raises StartError with the reason."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         partial.replace(path)
-    except OSError:
-        with suppress(FileNotFoundError):
+    except OSError as error:
+        with suppress(OSError):
             partial.unlink()
-        raise
+        raise StartError(
+            f"{path} cannot be written: {error.strerror}. Free some space, or set {STATE_VARIABLE} to another folder."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is none, or half of one. Raises StartError where it may not be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
+    except OSError as error:
+        raise StartError(
+            f"{path} cannot be read: {error.strerror}. Set {STATE_VARIABLE} to a folder of yours."
+        ) from error
     return value if isinstance(value, dict) else None

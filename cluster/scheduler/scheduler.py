@@ -68,7 +68,8 @@ class Scheduler(Protocol):
         ...
 
     async def reap(self, pools: Sequence[str]) -> int:
-        """Free the slots of expired leases and drop dead replicas; returns how many leases ended."""
+        """Free the slots of expired leases and drop dead replicas; returns how many leases ended, at
+        most `EXPIRED_PER_REAP` per pool: the next tick ends the rest."""
         ...
 
     async def heartbeat(self, state: ReplicaState) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
-from cluster.config import ConfigProblems, load_config
+from cluster.config import ConfigProblems, Problem, load_config
 from cluster.cost import prices, usd
+from cluster.errors import ConfigError
 from cluster.placement import GIB, replica_memory_bytes
 
 
@@ -21,11 +22,12 @@ def check(file: Path, *, as_json: bool) -> None:
     """Check a cluster YAML without starting anything."""
     try:
         config = load_config(file, os.environ)
-    except ConfigProblems as error:
-        if as_json:
-            click.echo(json.dumps({"ok": False, "problems": [asdict(problem) for problem in error.problems]}))
-            raise SystemExit(2) from None
-        raise
+    except ConfigError as error:
+        if not as_json:
+            raise
+        problems = error.problems if isinstance(error, ConfigProblems) else [Problem("(file)", error.message, "")]
+        click.echo(json.dumps({"ok": False, "problems": [asdict(problem) for problem in problems]}))
+        raise SystemExit(2) from None
     price_of = prices(config)
     pools = [
         {

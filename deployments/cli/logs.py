@@ -35,13 +35,15 @@ def logs(state: StateFolder, part: str, *, lines: int, follow: bool) -> None:
 
 def log_files(state: StateFolder, part: str) -> list[Path]:
     """Live files first; after a stop the copies in the state folder."""
-    own = state.logs / f"{part}.log"
-    if own.exists():
-        return [own]
+    for own in (state.logs / f"{part}.log", state.path / part / f"{part}.log"):
+        if own.exists():
+            return [own]
     for folder in (state.ray_folder / "session_latest" / "logs", state.logs / "ray"):
         if folder.exists():
-            names = (f"replica_{part}_*.log", f"replica_pool-{part}_*.log")
-            found = [file for name in names for file in sorted((folder / "serve").glob(name))]
+            names = (f"serve/replica_{part}_*.log", f"serve/replica_pool-{part}_*.log")
+            if part == "ray":
+                names = ("gcs_server.*", "raylet.*", "serve/controller_*.log")
+            found = [file for name in names for file in sorted(folder.glob(name))]
             if found:
                 return found
     return []

@@ -10,7 +10,7 @@ import click
 
 from cluster.config import ClusterConfig, load_config
 from cluster.cost import usd
-from cluster.errors import InvalidRequest
+from cluster.errors import InvalidRequest, UnknownModel
 from cluster.router.features import features_of
 from cluster.router.router import Router
 from cluster.types import Decision
@@ -36,7 +36,7 @@ def route(state: StateFolder, body: str, *, as_json: bool, config_path: Path | N
     try:
         parsed = completion_body(raw) if b'"messages"' not in raw else chat_body(raw)
         decision = Router.of(config).route(features_of(parsed, header_tier=tier))
-    except InvalidRequest as error:
+    except (InvalidRequest, UnknownModel) as error:
         raise click.UsageError(error.message) from error
     shown = as_fields(decision)
     if as_json:

@@ -18,7 +18,7 @@ CONVERTED_PER_GGUF_BYTE = 4
 """Bytes of bfloat16 per byte of a 4-bit GGUF, rounded up (measured: 2.7 to 3.2)."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _MORE_SPACE = "Free some space there, or set SPRAT_CACHE to a folder on a larger disk, and run again."
 
 

@@ -27,6 +27,13 @@ NARROW: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Is this positive or negative? 'I love it.' Answer one word."}],
 }
 
+LONG: dict[str, Any] = NARROW | {
+    "model": "small",
+    "stream": True,
+    "max_tokens": 500,
+    "extra_body": {"min_tokens": 500},
+}
+
 
 @pytest.fixture
 def client(laptop: Laptop) -> Any:
@@ -147,7 +154,7 @@ def test_a_prompt_that_only_vllm_finds_too_long(client: openai.OpenAI) -> None:
 
 
 def test_a_cancelled_stream_frees_its_lease(laptop: Laptop, client: openai.OpenAI) -> None:
-    stream = client.chat.completions.create(**NARROW | {"max_tokens": 500, "stream": True, "model": "small"})
+    stream = client.chat.completions.create(**LONG)
     next(iter(stream))
     assert leases(laptop) == 1
 
@@ -197,7 +204,7 @@ def test_a_replica_killed_in_mid_stream(laptop: Laptop, client: openai.OpenAI) -
     replica = laptop.pool("specialist")["replicas"][0]
     engine_pids = [child.pid for child in psutil.Process(replica["pid"]).children(recursive=True)]
     assert engine_pids
-    stream = client.chat.completions.create(**NARROW | {"max_tokens": 500, "stream": True, "model": "small"})
+    stream = client.chat.completions.create(**LONG)
     next(iter(stream))
 
     os.kill(replica["pid"], signal.SIGKILL)

@@ -154,8 +154,8 @@ for candidate = 0, candidates - 1 do
     redis.call('HSET', pool.lease_info, id, tokens .. '|' .. fence .. '|' .. chosen.replica)
     redis.call('HSET', KEYS[1], 'state', 'open', 'step', ARGV[2], 'pool', pool.name, 'tier', ARGV[at + 1],
       'candidate', candidate, 'replica', chosen.replica, 'address', address, 'fence', fence, 'expiry', expiry,
-      'tokens', tokens, 'price_prompt', ARGV[at + 2],
-      'price_output', ARGV[at + 3], 'large_price_prompt', ARGV[10], 'large_price_output', ARGV[11])
+      'tokens', tokens, 'price_prompt', ARGV[at + 2], 'price_output', ARGV[at + 3],
+      'large_price_prompt', ARGV[10], 'large_price_output', ARGV[11])
     redis.call('PEXPIRE', KEYS[1], ARGV[7])
     return { 1, candidate, chosen.replica, address, fence, expiry }
   end
