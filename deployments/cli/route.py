@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ from deployments.state_folder import StateFolder
 @click.pass_obj
 def route(state: StateFolder, body: str, *, as_json: bool, config_path: Path | None, tier: str | None) -> None:
     """Print the routing decision for a request BODY (JSON, or - for standard input)."""
-    raw = (click.get_text_stream("stdin").read() if body == "-" else body).encode()
+    raw = (sys.stdin.read() if body == "-" else body).encode()
     running = state.read_supervisor() or {}
     if config_path is None and "running" in running:
         config = ClusterConfig.model_validate(running["running"])

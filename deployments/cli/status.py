@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from deployments.cluster_status import cluster_status
 from deployments.state_folder import StateFolder
+
+PIPE_WIDTH = 160
 
 
 @click.command()
@@ -23,7 +27,8 @@ def status(state: StateFolder, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    Console().print(summary(found))
+    # A pipe has no width; wide enough that nothing is cut.
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(summary(found))
 
 
 def summary(found: dict[str, Any]) -> RenderableType:
@@ -36,7 +41,7 @@ def summary(found: dict[str, Any]) -> RenderableType:
     ]
     if found["problem"]:
         parts.append(f"[red]{found['problem']}[/red]")
-    parts += [_nodes(found["nodes"]), _pools(found["pools"])]
+    parts += [_nodes(found["nodes"]), _pools(found["pools"]), _replicas(found["pools"])]
     parts += [f"[red]{pool['name']}: {pool['problem']}[/red]" for pool in found["pools"] if pool["problem"]]
     queue, spend = found["queue"], found["spend"]
     parts.append(
@@ -47,8 +52,12 @@ def summary(found: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+
+
 def _nodes(nodes: list[dict[str, Any]]) -> Table:
-    table = Table("node", "address", "labels", "CPU", "GPU", title="Nodes", title_justify="left")
+    table = _table("Nodes", "node", "address", "labels", "CPU", "GPU")
     for node in nodes:
         labels = {key: value for key, value in node["labels"].items() if not key.startswith("ray.io/")}
         shown = ", ".join(f"{key}={value}" for key, value in sorted(labels.items())) or "-"
@@ -60,34 +69,36 @@ def _nodes(nodes: list[dict[str, Any]]) -> Table:
 
 
 def _pools(pools: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "pool", "tier", "base model", "engine", "node class", "ready", "replica", "state", "node", "load", "adapters",
-        "USD/M out", title="Pools", title_justify="left",
-    )  # fmt: skip
+    title = "Pools (prices follow from declared node prices)"
+    table = _table(title, "pool", "tier", "base model", "engine", "node class", "ready", "USD/M in", "USD/M out")
     for pool in pools:
-        replicas = pool["replicas"] or [None]
-        for index, replica in enumerate(replicas):
-            head = (
-                (
-                    pool["name"], pool["tier"], pool["base_model"], pool["engine"], pool["node_class"],
-                    f"{pool['ready']}/{pool['target']}",
-                )
-                if index == 0
-                else ("", "", "", "", "", "")
-            )  # fmt: skip
-            table.add_row(*head, *_replica(replica), f"{pool['price']['output_usd_per_mtok']:.4f}")
+        table.add_row(
+            pool["name"],
+            pool["tier"],
+            pool["base_model"],
+            pool["engine"],
+            pool["node_class"],
+            f"{pool['ready']}/{pool['target']}",
+            f"{pool['price']['prompt_usd_per_mtok']:.4f}",
+            f"{pool['price']['output_usd_per_mtok']:.4f}",
+        )
     return table
 
 
-def _replica(replica: dict[str, Any] | None) -> tuple[str, str, str, str, str]:
-    if replica is None:
-        return ("-", "none yet", "-", "-", "-")
-    state = replica["state"] + (f": {replica['detail']}" if replica["detail"] else "")
-    adapters = ", ".join(f"{adapter['id']} ({adapter['state']})" for adapter in replica["adapters"]) or "-"
-    return (
-        replica["id"],
-        state,
-        replica["node"],
-        f"{replica['outstanding_requests']}/{replica['max_concurrency']}",
-        adapters,
-    )
+def _replicas(pools: list[dict[str, Any]]) -> Table:
+    table = _table("Replicas", "replica", "state", "node", "busy", "memory", "kernels", "adapters")
+    for pool in pools:
+        for replica in pool["replicas"]:
+            adapters = ", ".join(f"{adapter['id']} ({adapter['state']})" for adapter in replica["adapters"])
+            table.add_row(
+                replica["id"],
+                replica["state"] + (f": {replica['detail']}" if replica["detail"] else ""),
+                replica["node"],
+                f"{replica['outstanding_requests']}/{replica['max_concurrency']}",
+                f"{replica['rss_bytes'] / 2**30:.1f} GiB",
+                replica["kernels"],
+                adapters or "-",
+            )
+        if not pool["replicas"]:
+            table.add_row(f"{pool['name']}-…", "none yet", "-", "-", "-", "-", "-")
+    return table
