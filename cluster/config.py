@@ -329,9 +329,8 @@ def _check_router(config: ClusterConfig) -> Iterator[Problem]:
     adapters = {name: None for each in config.adapters for name in (adapter_name(each), each)}
     targets = [*config.tiers, *adapters, *config.base_models]
     served = {*config.tiers, *(pool.base_model for pool in config.pools.values())}
-    served |= {
-        name for pool in config.pools.values() for each in pool.adapters for name in (adapter_name(each), each)
-    }
+    loaded = {adapter for pool in config.pools.values() for adapter in pool.adapters}
+    served |= loaded | {adapter_name(adapter) for adapter in loaded}
     if config.router.default_tier not in config.tiers:
         yield _unknown("router.default_tier", config.router.default_tier, config.tiers)
     seen: set[str] = set()

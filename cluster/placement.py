@@ -96,7 +96,8 @@ def memory_problem(
     weights = model.parameters * BYTES_PER_WEIGHT[pool.dtype] // pool.tensor_parallel
     engine = need - weights - int(pool.kv_cache_gib * GIB)
     sum_shown = (
-        f"{weights / GIB:.1f} weights as {pool.dtype} + {pool.kv_cache_gib:.1f} KV cache + {engine / GIB:.1f} engine"
+        f"{weights / GIB:.1f} weights as {pool.dtype} + {pool.kv_cache_gib:.1f} KV cache"
+        f" + {engine / GIB:.1f} engine"
         if pool.engine != "simulated"
         else "simulated engine"
     )

@@ -59,8 +59,8 @@ def check_memory(config: ClusterConfig, available_bytes: int) -> None:
             continue
         model = config.base_models[pool.base_model]
         for _ in range(pool.replicas):
-            where = "this machine" + (", beside the replicas before it," if left_bytes < available_bytes else "")
-            problem = memory_problem(name, pool, model, left_bytes, where)
+            beside = ", beside the replicas before it," if left_bytes < available_bytes else ""
+            problem = memory_problem(name, pool, model, left_bytes, f"this machine{beside}")
             if problem is not None:
                 raise StartError(problem)
             left_bytes -= replica_memory_bytes(pool, model)

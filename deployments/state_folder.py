@@ -163,7 +163,7 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
         with suppress(OSError):
             partial.unlink()
         raise StartError(
-            f"{path} cannot be written: {error.strerror}. Free some space, or set {STATE_VARIABLE} to another folder."
+            f"{path} cannot be written: {error.strerror}. Free some space or set {STATE_VARIABLE} to another."
         ) from error
 
 

@@ -25,7 +25,8 @@ def check(file: Path, *, as_json: bool) -> None:
     except ConfigError as error:
         if not as_json:
             raise
-        problems = error.problems if isinstance(error, ConfigProblems) else [Problem("(file)", error.message, "")]
+        unreadable = [Problem("(file)", error.message, "")]
+        problems = error.problems if isinstance(error, ConfigProblems) else unreadable
         click.echo(json.dumps({"ok": False, "problems": [asdict(problem) for problem in problems]}))
         raise SystemExit(2) from None
     price_of = prices(config)

@@ -40,9 +40,9 @@ def log_files(state: StateFolder, part: str) -> list[Path]:
             return [own]
     for folder in (state.ray_folder / "session_latest" / "logs", state.logs / "ray"):
         if folder.exists():
-            names = (f"serve/replica_{part}_*.log", f"serve/replica_pool-{part}_*.log")
-            if part == "ray":
-                names = ("gcs_server.*", "raylet.*", "serve/controller_*.log")
+            names = ["gcs_server.*", "raylet.*", "serve/controller_*.log"]
+            if part != "ray":
+                names = [f"serve/replica_{part}_*.log", f"serve/replica_pool-{part}_*.log"]
             found = [file for name in names for file in sorted(folder.glob(name))]
             if found:
                 return found

@@ -80,7 +80,7 @@ def test_a_taken_port_is_named_with_the_setting() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(StartError, match="Check gateway.host"):
+    with pytest.raises(StartError, match=r"Check gateway\.host"):
         check_machine(config_of(simulated(gateway__host="203.0.113.1")))
 
 
@@ -142,9 +142,11 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum() -> None:
 def test_replicas_are_added_up() -> None:
     config = with_vllm(pools__specialist__replicas=2)  # 4 GiB each: 1 KV cache + 3 engine
 
-    with pytest.raises(StartError, match="beside the replicas before it, has 3.0 GiB free"):
+    with pytest.raises(StartError, match=r"beside the replicas before it, has 3\.0 GiB free"):
         check_memory(config, 7 * GIB)
-    with pytest.raises(StartError, match=r"'reserve' does not fit: huge needs about 0\.2 GiB \(simulated engine\)"):
+    with pytest.raises(
+        StartError, match=r"'reserve' does not fit: huge needs about 0\.2 GiB \(simulated engine\)"
+    ):
         check_memory(config, 8 * GIB + GIB // 10)
     check_memory(config, 9 * GIB)
 

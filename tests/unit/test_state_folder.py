@@ -143,7 +143,7 @@ def test_damaged_secrets_are_never_replaced_by_new_ones(state: StateFolder) -> N
     state.secrets()
     (state.path / "secrets.json").write_text('{"pepper": ')
 
-    with pytest.raises(StartError, match="is damaged. Restore it, or remove the state folder"):
+    with pytest.raises(StartError, match=r"is damaged\. Restore it, or remove the state folder"):
         state.secrets()
     assert (state.path / "secrets.json").read_text() == '{"pepper": '
 
@@ -177,7 +177,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
     path = tmp_path / "file"
     path.write_text("old")
 
-    with pytest.raises(StartError, match="file cannot be written: No space left on device. Free some space"):
+    with pytest.raises(
+        StartError, match=r"file cannot be written: No space left on device\. Free some space"
+    ):
         write_text(path, "something new")
 
     assert path.read_text() == "old"
