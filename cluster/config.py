@@ -34,7 +34,7 @@ AdapterId = Annotated[str, Field(pattern=ADAPTER_ID)]
 
 def adapter_name(adapter_id: str) -> str:
     """`name@n` is one version; `name` alone means the live one."""
-    return adapter_id.split("@")[0]
+    return adapter_id.split("@", maxsplit=1)[0]
 
 
 class Strict(BaseModel):
@@ -317,6 +317,12 @@ def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[
         yield Problem(
             f"{path}.simulated", "is only for engine: simulated", "remove it or set engine: simulated"
         )
+    if 0 < pool.gpus < 1 and pool.gpu_memory_share > pool.gpus:
+        yield Problem(
+            f"{path}.gpu_memory_share",
+            f"{pool.gpu_memory_share:g} of the card's memory is more than its share gpus: {pool.gpus:g}",
+            f"set gpu_memory_share to at most {pool.gpus:g}",
+        )
     if pool.tensor_parallel > 1 and pool.gpus not in (0, pool.tensor_parallel):
         yield Problem(
             f"{path}.gpus",
@@ -343,7 +349,7 @@ def _check_router(config: ClusterConfig) -> Iterator[Problem]:
             yield _unknown(f"{path}.to", rule.to, targets)
         elif rule.to not in served:
             yield Problem(f"{path}.to", f"no pool serves {rule.to!r}", "give it to a pool, or name another")
-        if not rule.when.model_fields_set:
+        if all(value is None for value in rule.when.model_dump().values()):
             yield Problem(f"{path}.when", "is empty", "add a condition, or use default_tier")
         if rule.when.system_matches is not None:
             try:

@@ -60,7 +60,9 @@ def open_store(url: str) -> Engine:
         engine = create_engine(url)
         metadata.create_all(engine)
     except SQLAlchemyError as error:
-        raise StartError(f"the SQL store cannot be opened: {error}. Check that its folder can be written.") from error
+        raise StartError(
+            f"the SQL store cannot be opened: {error}. Check that its folder can be written."
+        ) from error
     return engine
 
 

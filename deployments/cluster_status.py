@@ -56,7 +56,9 @@ async def cluster_status(state: StateFolder) -> dict[str, Any]:
         "calls_by_tier": dict(spend.calls_by_tier),
     }
     if time.time() - observed.get("observed_s", 0) > OBSERVATION_TOO_OLD_S:
-        status["problem"] = status["problem"] or "the supervisor has not looked for a while; see sprat logs supervisor"
+        status["problem"] = (
+            status["problem"] or "the supervisor has not looked for a while; see sprat logs supervisor"
+        )
     return status
 
 
@@ -86,4 +88,8 @@ def _pool(config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, 
 
 
 def _serve_problem(serve: dict[str, Any]) -> str:
-    return serve.get("message", "") if "FAILED" in serve.get("status", "") or "UNHEALTHY" in serve.get("status", "") else ""
+    return (
+        serve.get("message", "")
+        if "FAILED" in serve.get("status", "") or "UNHEALTHY" in serve.get("status", "")
+        else ""
+    )

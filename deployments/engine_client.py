@@ -10,7 +10,7 @@ import aiohttp
 from cluster.errors import EngineFailed
 
 IDLE_CONNECTION_S = 60.0
-"""Below the engines' own keep-alive of 75 s, so that a call never meets a connection the engine just closed."""
+"""Below the engines' own keep-alive of 75 s, so that a call meets no connection that was just closed."""
 
 TRANSPORT_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError)
 

@@ -90,7 +90,8 @@ class EngineReplica:
     def listen_host(self) -> str:
         """The node's address inside the cluster, never all interfaces: loopback on a laptop, the private
         interface that Ray uses elsewhere."""
-        return str(ray.util.get_node_ip_address())
+        host: str = ray.util.get_node_ip_address()
+        return host
 
     def report(self, detail: str) -> None:
         """Show progress of loading in `sprat status`."""
@@ -107,13 +108,13 @@ class EngineReplica:
         """Node and address, for tests and `sprat status`."""
         return {"id": self._state.replica_id, "node": self._state.node, "address": self._state.address}
 
-    async def __del__(self) -> None:  # noqa: PLE0302 (Serve awaits it)
+    async def __del__(self) -> None:
         if not hasattr(self, "_state") or self._state.phase is ReplicaPhase.FAILED:
             return
         self._set(phase=ReplicaPhase.DRAINING)
         await self._tell()
         deadline = time.monotonic() + DRAIN_S
-        while time.monotonic() < deadline and await self._outstanding() > 0:
+        while time.monotonic() < deadline and await self._outstanding() > 0:  # noqa: ASYNC110 (in Redis)
             await asyncio.sleep(0.2)
         self._heartbeat.cancel()
         await self.stop_engine()
@@ -162,7 +163,9 @@ class EngineReplica:
             return  # vLLM itself measures the GPU before it allocates
         model = self.runtime.config.base_models[self.pool.base_model]
         available_bytes = psutil.virtual_memory().available
-        problem = memory_problem(self.pool_name, self.pool, model, available_bytes, f"node {self._state.node}")
+        problem = memory_problem(
+            self.pool_name, self.pool, model, available_bytes, f"node {self._state.node}"
+        )
         if problem is not None:
             raise MemoryError(problem)
 
@@ -171,7 +174,8 @@ def _node_name() -> str:
     """The node's `sprat.node` label where it has one, else its Ray node id, shortened."""
     context = ray.get_runtime_context()
     labels = context.get_node_labels() or {}
-    return labels.get("sprat.node") or context.get_node_id()[:12]
+    name: str = labels.get("sprat.node") or context.get_node_id()[:12]
+    return name
 
 
 def _tree_rss_bytes() -> int:

@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from cluster.config import PoolConfig
+from cluster.config import AdapterConfig, PoolConfig
 from cluster.errors import StartError
 from cluster.placement import pool_gpus
 from deployments.engine_guard import EngineGuard
@@ -65,7 +65,7 @@ class VllmReplica(EngineReplica):
         owner_loop = self._started.get_loop()
         try:
             asyncio.run(self._serve(owner_loop))
-        except BaseException as error:  # noqa: BLE001 (told to the replica, which reports and ends)
+        except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             owner_loop.call_soon_threadsafe(_fail, self._started, StartError(_explain(error, self.pool)))
 
@@ -100,7 +100,7 @@ class VllmReplica(EngineReplica):
                 )
             )
             serving = asyncio.create_task(server.serve(sockets=[sock]))
-            while not server.started and not serving.done():
+            while not server.started and not serving.done():  # noqa: ASYNC110 (uvicorn has no event)
                 await asyncio.sleep(0.01)
             self._engine = engine
             host, port = sock.getsockname()
@@ -114,12 +114,14 @@ class VllmReplica(EngineReplica):
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
         for adapter_id in self.pool.adapters:
-            path = self.runtime.config.adapters[adapter_id].source.removeprefix("folder:")
+            path = _adapter_path(self.runtime.config.adapters[adapter_id])
             answer = await models.load_lora_adapter(
-                LoadLoRAAdapterRequest(lora_name=adapter_id, lora_path=os.path.realpath(path))
+                LoadLoRAAdapterRequest(lora_name=adapter_id, lora_path=path)
             )
             if not isinstance(answer, str):
-                raise StartError(f"adapter {adapter_id!r} cannot be loaded: {answer}. Check its files and its rank.")
+                raise StartError(
+                    f"adapter {adapter_id!r} cannot be loaded: {answer}. Check its files and its rank."
+                )
 
 
 def engine_flags(pool: PoolConfig, weights: str) -> list[str]:
@@ -137,12 +139,27 @@ def engine_flags(pool: PoolConfig, weights: str) -> list[str]:
         flags += ["--gpu-memory-utilization", str(pool.gpu_memory_share)]
     if pool.tensor_parallel > 1:
         # Serve reserved one bundle per rank; vLLM's Ray executor takes the placement group it finds.
-        flags += ["--tensor-parallel-size", str(pool.tensor_parallel), "--distributed-executor-backend", "ray"]
+        flags += [
+            "--tensor-parallel-size",
+            str(pool.tensor_parallel),
+            "--distributed-executor-backend",
+            "ray",
+        ]
     if pool.adapters:
-        flags += ["--enable-lora", "--max-lora-rank", str(pool.max_rank), "--max-loras", str(len(pool.adapters))]
+        flags += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(pool.max_rank),
+            "--max-loras",
+            str(len(pool.adapters)),
+        ]
         if gpus == 0:
             flags.append("--enforce-eager")  # LoRA on CPU runs eagerly anyway; say so
     return flags + list(pool.engine_options)
+
+
+def _adapter_path(adapter: AdapterConfig) -> str:
+    return os.path.realpath(adapter.source.removeprefix("folder:"))
 
 
 def _set_environment(pool: PoolConfig, *, on_gpu: bool) -> None:
@@ -153,7 +170,7 @@ def _set_environment(pool: PoolConfig, *, on_gpu: bool) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "VLLM_CONFIGURE_LOGGING": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "INFO",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -178,5 +195,5 @@ def _explain(error: BaseException, pool: PoolConfig) -> str:
     if isinstance(error, (MemoryError,)) or "out of memory" in text.lower():
         return f"{pool.base_model} does not fit in memory: {text}. Lower kv_cache_gib or context_tokens."
     if "CUDA" in text and pool_gpus(pool) > 0:
-        return f"CUDA is not usable: {text}. Check nvidia-smi and that the CUDA wheels are installed (make setup)."
+        return f"CUDA is not usable: {text}. Check nvidia-smi, and that make setup took the CUDA wheels."
     return f"vLLM cannot serve {pool.base_model}: {text}"

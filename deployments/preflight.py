@@ -1,4 +1,4 @@
-"""What can be known to fail before anything starts. Each check raises with a sentence that says what to do."""
+"""What can be known to fail before anything starts. Each check raises with what to do."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def check_gpu(config: ClusterConfig) -> None:
         return
     if "GPU 0" not in _listed_gpus():
         raise StartError(
-            f"CUDA is missing: pool {', '.join(wanting)} wants GPUs, and nvidia-smi lists none on this machine. "
-            "Install the NVIDIA driver, start sprat where the GPUs are, or use deployments/examples/laptop.yaml."
+            f"CUDA is missing: pool {', '.join(wanting)} wants GPUs, and nvidia-smi lists none on this "
+            "machine. Install the NVIDIA driver, start sprat where the GPUs are, or use "
+            "deployments/examples/laptop.yaml."
         )
 
 

@@ -51,7 +51,8 @@ class StateFolder:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise StartError(
-                f"the state folder {self.path} cannot be written: {error.strerror}. Set {STATE_VARIABLE} to another."
+                f"the state folder {self.path} cannot be written: {error.strerror}. "
+                f"Set {STATE_VARIABLE} to another."
             ) from error
         if self.runtime.stat().st_uid != os.getuid():
             raise StartError(f"{self.runtime} belongs to another user. Set TMPDIR to a folder of yours.")
@@ -105,7 +106,9 @@ class StateFolder:
             write_json(path, made, mode=0o600)
         kept = read_json(path)
         if kept is None:
-            raise StartError(f"{path} is damaged. Restore it, or remove the state folder: all API keys become invalid.")
+            raise StartError(
+                f"{path} is damaged. Restore it, or remove the state folder: all API keys become invalid."
+            )
         if not self.ray_token_file.exists():
             write_text(self.ray_token_file, kept["ray_token"], mode=0o600)
         return Secrets(bytes.fromhex(kept["pepper"]), kept["gateway_token"], kept["ray_token"])
@@ -131,7 +134,10 @@ class StateFolder:
             return None
         try:
             process = psutil.Process(record["pid"])
-            alive = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - record["started"]) < 1
+            alive = (
+                process.status() != psutil.STATUS_ZOMBIE
+                and abs(process.create_time() - record["started"]) < 1
+            )
         except psutil.NoSuchProcess:
             return None
         return record if alive else None

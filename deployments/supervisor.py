@@ -169,13 +169,18 @@ class Supervisor:
 
         nodes = app.ray_nodes()
         self._unplaceable = dict(app.unplaceable(self._config, nodes))
-        self._state.write_observed(
+        self._publish(
             {
                 "phase": self._phase,
                 "problem": self._problem,
                 "observed_s": time.time(),
                 "nodes": [
-                    {"id": node.node_id, "address": node.address, "labels": node.labels, "resources": node.resources}
+                    {
+                        "id": node.node_id,
+                        "address": node.address,
+                        "labels": node.labels,
+                        "resources": node.resources,
+                    }
                     for node in nodes
                 ],
                 "serve": app.serve_states(),
@@ -186,7 +191,14 @@ class Supervisor:
     def _tell(self, phase: str) -> None:
         logger.info(phase)
         self._phase = phase
-        self._state.write_observed({"phase": phase, "problem": self._problem, "observed_s": time.time()})
+        self._publish({"phase": phase, "problem": self._problem, "observed_s": time.time()})
+
+    def _publish(self, observed: dict[str, Any]) -> None:
+        """A full disk makes `sprat status` old; it must not stop the cluster."""
+        try:
+            self._state.write_observed(observed)
+        except (OSError, StartError) as error:
+            logger.warning("what was observed cannot be written: %s", error)
 
     def _fail(self, problem: str) -> None:
         logger.error(problem)
@@ -225,20 +237,24 @@ class Supervisor:
             self._state.forget_supervisor()
         shutil.rmtree(self._state.runtime, ignore_errors=True)
 
-
     def _keep_logs(self) -> None:
         """Ray's session folder goes; what replicas wrote stays for `sprat logs`."""
-        source = self._state.ray_folder / "session_latest" / "logs" / "serve"
-        target = self._state.logs / "ray" / "serve"
+        source = self._state.ray_folder / "session_latest" / "logs"
+        target = self._state.logs / "ray"
         if source.exists():
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target)
+            shutil.copytree(
+                source,
+                target,
+                ignore=shutil.ignore_patterns("events", "export_events", "old", "python-core-*"),
+            )
 
 
 def ray_environment(state: StateFolder) -> dict[str, str]:
     """For every process that joins the local Ray (THREATS.md 4)."""
     return {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keep to loopback, as Ray does on laptops with other systems
+        # Keep to loopback, as Ray does on laptops with other systems; else it takes the public address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(state.ray_token_file),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -103,7 +103,8 @@ class GatewayUnderTest:
     def post(self, body: dict[str, Any], *, path: str = "/chat/completions", **headers: str) -> Any:
         return self.session.post(
             self.url + path,
-            json={"model": "auto", "messages": [{"role": "user", "content": "hi there, how are you?"}]} | body,
+            json={"model": "auto", "messages": [{"role": "user", "content": "hi there, how are you?"}]}
+            | body,
             headers={"authorization": f"Bearer {self.key}"} | headers,
         )
 
@@ -117,9 +118,7 @@ class GatewayUnderTest:
 
 
 @asynccontextmanager
-async def running_gateway(
-    valkey_url: str, folder: Path, **changes: Any
-) -> AsyncIterator[GatewayUnderTest]:
+async def running_gateway(valkey_url: str, folder: Path, **changes: Any) -> AsyncIterator[GatewayUnderTest]:
     port = free_port()
     runtime = Runtime(
         config=config_of(simulated(**{"gateway__port": port, **changes})),
@@ -141,4 +140,3 @@ async def running_gateway(
                 await engine.die()
             await gateway.close()
             await under_test.scheduler.close()
-

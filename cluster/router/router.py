@@ -69,7 +69,8 @@ class Router:
         if features.model != AUTO:
             if tier is not None and tier != features.model:
                 raise InvalidRequest(
-                    f"x-sprat-tier: {tier} contradicts model: {features.model}. Use model: auto with the header.",
+                    f"x-sprat-tier: {tier} contradicts model: {features.model}. "
+                    "Use model: auto with the header.",
                     param="x-sprat-tier",
                 )
             return Choice(target=features.model, reason=f"model:{features.model}")
@@ -105,8 +106,8 @@ def escalation(decision: Decision, failed: Candidate) -> Decision | None:
 def _too_long(features: RequestFeatures, options: list[Option]) -> ContextLengthExceeded:
     largest = max(options, key=lambda option: option[0].context_tokens)[0]
     return ContextLengthExceeded(
-        f"This call needs about {features.prompt_tokens_estimate} prompt tokens + {largest.max_tokens(features)} "
-        f"output tokens; the largest context it may use holds {largest.context_tokens}. "
+        f"This call needs about {features.prompt_tokens_estimate} prompt tokens + "
+        f"{largest.max_tokens(features)} output tokens; the largest context it may use holds {largest.context_tokens}. "
         "Shorten the prompt or lower max_tokens.",
         param="messages",
     )

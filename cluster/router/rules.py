@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from cluster.config import Rule, RouterConfig
+from cluster.config import RouterConfig, Rule
 from cluster.router.policy import Choice
 from cluster.router.view import FleetView
 from cluster.types import RequestFeatures
@@ -14,7 +14,7 @@ Condition = Callable[[RequestFeatures], bool]
 
 
 class RulesPolicy:
-    """Patterns are the operator's; they are compiled once and see at most `SYSTEM_PROMPT_LIMIT` characters."""
+    """Patterns are the operator's; they are compiled once and see SYSTEM_PROMPT_LIMIT characters."""
 
     name = "rules"
     SYSTEM_PROMPT_LIMIT = 8192

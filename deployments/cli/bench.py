@@ -82,11 +82,11 @@ def _system(name: str, state: StateFolder, started: dict[str, Any]) -> str:
 
 
 def _listener(endpoint: str) -> int:
-    port = int(endpoint.split(":")[2].split("/")[0])
+    port = int(endpoint.split(":")[2].split("/", maxsplit=1)[0])
     return next(
         each.pid
         for each in psutil.net_connections("tcp")
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid
+        if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port and each.pid
     )
 
 

@@ -37,7 +37,9 @@ def check(file: Path, *, as_json: bool) -> None:
             "base_model": pool.base_model,
             "prompt_usd_per_mtok": usd(price_of[name].prompt_micro_usd_per_mtok),
             "output_usd_per_mtok": usd(price_of[name].output_micro_usd_per_mtok),
-            "replica_memory_gib": round(replica_memory_bytes(pool, config.base_models[pool.base_model]) / GIB, 1),
+            "replica_memory_gib": round(
+                replica_memory_bytes(pool, config.base_models[pool.base_model]) / GIB, 1
+            ),
         }
         for name, pool in config.pools.items()
     ]
@@ -48,6 +50,7 @@ def check(file: Path, *, as_json: bool) -> None:
     for each in pools:
         click.echo(
             f"  {each['name']}: tier {each['tier']}, {each['base_model']}, "
-            f"{each['prompt_usd_per_mtok']:.4f} / {each['output_usd_per_mtok']:.4f} USD per million prompt / output tokens, "
+            f"{each['prompt_usd_per_mtok']:.4f} / {each['output_usd_per_mtok']:.4f} USD per million prompt / "
+            "output tokens, "
             f"{each['replica_memory_gib']} GiB per replica"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import time
 
 import click
@@ -16,16 +18,17 @@ STOP_TIMEOUT_S = 120.0
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_obj
-def down(state: StateFolder) -> None:
+def down(state: StateFolder, *, as_json: bool) -> None:
     """Stop the cluster: running calls end first, then engines, Ray and Valkey."""
     record = state.read_supervisor()
     if record is None:
         state.forget_supervisor()
-        click.echo("Nothing runs from this state folder.")
+        click.echo(json.dumps({"stopped": False}) if as_json else "Nothing runs from this state folder.")
         return
     stop_supervisor(record["pid"])
-    click.echo("Stopped.")
+    click.echo(json.dumps({"stopped": True}) if as_json else "Stopped.")
 
 
 def stop_supervisor(pid: int) -> None:
@@ -37,8 +40,14 @@ def stop_supervisor(pid: int) -> None:
     except (psutil.NoSuchProcess, ProcessLookupError):
         return
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    with click.progressbar(length=int(STOP_TIMEOUT_S), label="Stopping", show_eta=False) as bar:
-        while time.monotonic() < deadline and supervisor.is_running() and supervisor.status() != psutil.STATUS_ZOMBIE:
+    with click.progressbar(
+        length=int(STOP_TIMEOUT_S), label="Stopping", show_eta=False, file=sys.stderr
+    ) as bar:
+        while (
+            time.monotonic() < deadline
+            and supervisor.is_running()
+            and supervisor.status() != psutil.STATUS_ZOMBIE
+        ):
             time.sleep(1)
             bar.update(1)
     left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
@@ -50,4 +59,6 @@ def stop_supervisor(pid: int) -> None:
         child.kill()
     _, left = psutil.wait_procs(left, timeout=5)
     if left:
-        raise StartError(f"these processes did not end: {', '.join(str(child.pid) for child in left)}. Kill them by hand.")
+        raise StartError(
+            f"these processes did not end: {', '.join(str(child.pid) for child in left)}. Kill them by hand."
+        )

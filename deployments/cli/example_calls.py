@@ -17,7 +17,10 @@ NARROW = {
     "model": "auto",
     "metadata": {"task": "classify"},
     "messages": [
-        {"role": "system", "content": "Classify the sentiment of the message as positive or negative. Answer one word."},
+        {
+            "role": "system",
+            "content": "Classify the sentiment of the message as positive or negative. Answer one word.",
+        },
         {"role": "user", "content": "The delivery was two weeks late and the box was broken."},
     ],
     "max_tokens": 8,
@@ -26,7 +29,10 @@ NARROW = {
 HARD = {
     "model": "auto",
     "messages": [
-        {"role": "user", "content": "Write a Python function gcd(a, b) without imports. Answer with the code only."}
+        {
+            "role": "user",
+            "content": "Write a Python function gcd(a, b) without imports. Answer with the code only.",
+        }
     ],
     "max_tokens": 48,
     "temperature": 0,
@@ -51,9 +57,13 @@ def _call(endpoint: str, key: str, name: str, body: dict[str, Any]) -> dict[str,
             answer = json.load(response)
             headers = response.headers
     except urllib.error.HTTPError as error:
-        raise StartError(f"the {name} example call failed: {error.read().decode(errors='replace')}") from error
+        raise StartError(
+            f"the {name} example call failed: {error.read().decode(errors='replace')}"
+        ) from error
     except OSError as error:
-        raise StartError(f"the {name} example call failed: {error}. `sprat status` says what runs.") from error
+        raise StartError(
+            f"the {name} example call failed: {error}. `sprat status` says what runs."
+        ) from error
     return {
         "call": name,
         "tier": headers["x-sprat-tier"],
@@ -77,7 +87,10 @@ def describe(calls: list[dict[str, Any]]) -> str:
             f"cost {call['cost_usd']:.6f} USD, saved {call['saved_usd']:.6f} USD"
         )
         lines += [f"          | {line}" for line in call["answer"].strip().splitlines()]
-    lines.append("  Costs follow from declared node prices; saved = the same tokens at the large tier's price, minus the cost.")
+    lines.append(
+        "  Costs follow from declared node prices. "
+        "Saved: the same tokens at the large tier's price, minus the cost."
+    )
     return "\n".join(lines)
 
 

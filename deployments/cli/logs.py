@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from pathlib import Path
@@ -17,18 +18,24 @@ FOLLOW_PERIOD_S = 0.5
 @click.argument("part", default="supervisor")
 @click.option("-n", "--lines", default=50, show_default=True, help="Lines of each file.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as they grow.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on standard output: file → last lines."
+)
 @click.pass_obj
-def logs(state: StateFolder, part: str, *, lines: int, follow: bool) -> None:
+def logs(state: StateFolder, part: str, *, lines: int, follow: bool, as_json: bool) -> None:
     """Show logs of PART: supervisor, valkey, ray, gateway or the name of a pool."""
     files = log_files(state, part)
     if not files:
-        known = ", ".join(["supervisor", "valkey", "ray", "gateway", "or a pool's name"])
+        known = "supervisor, valkey, ray, gateway, or a pool's name"
         raise click.UsageError(f"there is no log of {part!r} in {state.logs}; parts are {known}")
-    for file in files:
-        click.echo(f"==> {file} <==")
-        with file.open(errors="replace") as opened:
-            for line in deque(opened, maxlen=lines):
-                click.echo(line, nl=False)
+    tails = {str(file): _tail(file, lines) for file in files}
+    if as_json:
+        click.echo(json.dumps(tails))
+        return
+    for name, tail in tails.items():
+        click.echo(f"==> {name} <==")
+        for line in tail:
+            click.echo(line)
     if follow:
         _follow(files)
 
@@ -44,9 +51,26 @@ def log_files(state: StateFolder, part: str) -> list[Path]:
             if part != "ray":
                 names = [f"serve/replica_{part}_*.log", f"serve/replica_pool-{part}_*.log"]
             found = [file for name in names for file in sorted(folder.glob(name))]
+            found += _engine_output(folder, part)
             if found:
                 return found
     return []
+
+
+def _engine_output(folder: Path, pool: str) -> list[Path]:
+    """What vLLM itself prints: Ray keeps it per worker and writes the actor's name into the first lines."""
+    mark = f":actor_name:ServeReplica:pool-{pool}:".encode()
+    return [file for file in sorted(folder.glob("worker-*.err")) if mark in _head(file)]
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4096)
+
+
+def _tail(file: Path, lines: int) -> list[str]:
+    with file.open(errors="replace") as opened:
+        return [line.rstrip("\n") for line in deque(opened, maxlen=lines)]
 
 
 def _follow(files: list[Path]) -> None:

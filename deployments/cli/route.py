@@ -23,10 +23,14 @@ from deployments.state_folder import StateFolder
 @click.command()
 @click.argument("body")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="YAML; default: the running cluster's.")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="YAML; default: the running cluster's."
+)
 @click.option("--tier", help="As the header x-sprat-tier would.")
 @click.pass_obj
-def route(state: StateFolder, body: str, *, as_json: bool, config_path: Path | None, tier: str | None) -> None:
+def route(
+    state: StateFolder, body: str, *, as_json: bool, config_path: Path | None, tier: str | None
+) -> None:
     """Print the routing decision for a request BODY (JSON, or - for standard input)."""
     raw = (sys.stdin.read() if body == "-" else body).encode()
     running = state.read_supervisor() or {}
@@ -46,7 +50,8 @@ def route(state: StateFolder, body: str, *, as_json: bool, config_path: Path | N
     click.echo(f"tier {shown['tier']}, model {shown['model']}, because {shown['reason']}")
     for candidate in decision.candidates:
         worst_case_usd = usd(candidate.estimated_cost_micro_usd)
-        click.echo(f"  {candidate.tier}: {candidate.model} on pool {candidate.pool}, at most {worst_case_usd:.6f} USD")
+        where = f"{candidate.tier}: {candidate.model} on pool {candidate.pool}"
+        click.echo(f"  {where}, at most {worst_case_usd:.6f} USD")
 
 
 def as_fields(decision: Decision) -> dict[str, object]:

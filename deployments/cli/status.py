@@ -11,6 +11,7 @@ import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from deployments.cluster_status import cluster_status
 from deployments.state_folder import StateFolder
@@ -35,14 +36,16 @@ def summary(found: dict[str, Any]) -> RenderableType:
     """For people. Nothing of it is parsed by anybody."""
     if found["phase"] == "down":
         return "No cluster runs from this state folder. `make up` or `sprat up FILE` starts one."
-    parts: list[RenderableType] = [
-        f"sprat {found['version']}: {'ready' if found['ready'] else found['phase']}, endpoint {found['endpoint']}, "
-        f"Redis {found['redis']['kind']} {found['redis']['state']}"
-    ]
+    state = "ready" if found["ready"] else found["phase"]
+    redis = f"{found['redis']['kind']} {found['redis']['state']}"
+    headline = f"sprat {found['version']}: {state}, endpoint {found['endpoint']}, Redis {redis}"
+    parts: list[RenderableType] = [headline]
     if found["problem"]:
-        parts.append(f"[red]{found['problem']}[/red]")
+        parts.append(Text(found["problem"], style="red"))
     parts += [_nodes(found["nodes"]), _pools(found["pools"]), _replicas(found["pools"])]
-    parts += [f"[red]{pool['name']}: {pool['problem']}[/red]" for pool in found["pools"] if pool["problem"]]
+    parts += [
+        Text(f"{pool['name']}: {pool['problem']}", style="red") for pool in found["pools"] if pool["problem"]
+    ]
     queue, spend = found["queue"], found["spend"]
     parts.append(
         f"queue: interactive {queue['interactive']}, normal {queue['normal']}, batch {queue['batch']}   "
@@ -63,14 +66,20 @@ def _nodes(nodes: list[dict[str, Any]]) -> Table:
         shown = ", ".join(f"{key}={value}" for key, value in sorted(labels.items())) or "-"
         resources = node["resources"]
         table.add_row(
-            node["id"][:12], node["address"], shown, f"{resources.get('CPU', 0):g}", f"{resources.get('GPU', 0):g}"
+            node["id"][:12],
+            node["address"],
+            shown,
+            f"{resources.get('CPU', 0):g}",
+            f"{resources.get('GPU', 0):g}",
         )
     return table
 
 
 def _pools(pools: list[dict[str, Any]]) -> Table:
     title = "Pools (prices follow from declared node prices)"
-    table = _table(title, "pool", "tier", "base model", "engine", "node class", "ready", "USD/M in", "USD/M out")
+    table = _table(
+        title, "pool", "tier", "base model", "engine", "node class", "ready", "USD/M in", "USD/M out"
+    )
     for pool in pools:
         table.add_row(
             pool["name"],

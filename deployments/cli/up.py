@@ -37,7 +37,9 @@ PRINT_EVERY_S = 5.0
 @click.argument("file", type=click.Path(path_type=Path), default=EXAMPLE)
 @click.option("--timeout-s", default=900.0, show_default=True, help="Longest wait until all pools are ready.")
 @click.option("--examples/--no-examples", default=True, help="Make two example calls at the end.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error."
+)
 @click.pass_obj
 def up(state: StateFolder, file: Path, *, timeout_s: float, examples: bool, as_json: bool) -> None:
     """Start the cluster that FILE describes, and wait until it answers."""
@@ -64,7 +66,11 @@ def up(state: StateFolder, file: Path, *, timeout_s: float, examples: bool, as_j
     ready_s = time.monotonic() - started_s
     calls = example_calls.run(endpoint, key, config) if examples else []
     if as_json:
-        click.echo(json.dumps({"endpoint": endpoint, "api_key": key, "ready_s": round(ready_s, 1), "examples": calls}))
+        click.echo(
+            json.dumps(
+                {"endpoint": endpoint, "api_key": key, "ready_s": round(ready_s, 1), "examples": calls}
+            )
+        )
         return
     click.echo(example_calls.welcome(endpoint, key, ready_s))
     if calls:
@@ -161,7 +167,9 @@ class _View:
     """A live table on a terminal; a line per change where output goes to a file."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = (
+            Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        )
         self._console = console
         self._shown = ""
         self._started_s = time.monotonic()
@@ -179,14 +187,19 @@ class _View:
             self._live.update(summary(found))
             return
         pools = "; ".join(
-            f"{pool['name']} {pool['ready']}/{pool['target']} {_loading(pool)}".strip() for pool in found["pools"]
+            f"{pool['name']} {pool['ready']}/{pool['target']} {_loading(pool)}".strip()
+            for pool in found["pools"]
         )
         line = f"{found['phase']}{': ' if pools else ''}{pools}"
         if line != self._shown:
             self._shown = line
-            self._console.print(f"[{time.monotonic() - self._started_s:5.1f} s] {line}", highlight=False, markup=False)
+            self._console.print(
+                f"[{time.monotonic() - self._started_s:5.1f} s] {line}", highlight=False, markup=False
+            )
 
 
 def _loading(pool: dict[str, Any]) -> str:
-    details = [replica["detail"] or replica["state"] for replica in pool["replicas"] if replica["state"] != "ready"]
+    details = [
+        replica["detail"] or replica["state"] for replica in pool["replicas"] if replica["state"] != "ready"
+    ]
     return f"({', '.join(details)})" if details else ""

@@ -37,7 +37,9 @@ def parse_body(raw: bytes, fields: Mapping[str, Check], required: tuple[str, ...
         raise InvalidRequest(f"The body is nested deeper than {MAX_JSON_DEPTH} levels.")
     for name in required:
         if name not in body:
-            raise InvalidRequest(f"The field {name!r} is required.", param=name, code="missing_required_parameter")
+            raise InvalidRequest(
+                f"The field {name!r} is required.", param=name, code="missing_required_parameter"
+            )
     for name, value in body.items():
         check = fields.get(name)
         if check is None:
@@ -160,8 +162,10 @@ def _messages(value: Any, name: str) -> None:
             raise _fail(where, "an object", "invalid_type")
         unknown = set(message) - {"role", "content", "name", "tool_calls", "tool_call_id", "refusal"}
         if unknown:
-            field = sorted(unknown)[0][:64]
-            raise InvalidRequest(f"{where}.{field} is not supported here.", param=where, code="unknown_parameter")
+            field = min(unknown)[:64]
+            raise InvalidRequest(
+                f"{where}.{field} is not supported here.", param=where, code="unknown_parameter"
+            )
         if message.get("role") not in ("system", "developer", "user", "assistant", "tool"):
             raise _fail(f"{where}.role", "system, developer, user, assistant or tool")
         _content(message.get("content"), f"{where}.content", optional=message.get("role") == "assistant")
@@ -181,9 +185,13 @@ def _content(value: Any, name: str, *, optional: bool) -> None:
         raise _fail(name, "a string or a list of text parts", "invalid_type")
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise InvalidRequest(f"{name}: only text parts are supported here.", param=name, code="invalid_value")
+            raise InvalidRequest(
+                f"{name}: only text parts are supported here.", param=name, code="invalid_value"
+            )
         if set(part) - {"type", "text"}:
-            raise InvalidRequest(f"{name}: a text part has type and text only.", param=name, code="unknown_parameter")
+            raise InvalidRequest(
+                f"{name}: a text part has type and text only.", param=name, code="unknown_parameter"
+            )
 
 
 def _tool_calls(value: Any, name: str) -> None:
@@ -202,10 +210,16 @@ def _tools(value: Any, name: str) -> None:
         raise _fail(name, f"a list of 1 to {MAX_TOOLS} tools")
     for index, tool in enumerate(value):
         function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or tool.get("type") != "function" or set(tool) - {"type", "function"}:
+        if (
+            not isinstance(function, dict)
+            or tool.get("type") != "function"
+            or set(tool) - {"type", "function"}
+        ):
             raise _fail(f"{name}[{index}]", "an object {type: function, function: {…}}")
         if set(function) - {"name", "description", "parameters", "strict"}:
-            raise _fail(f"{name}[{index}].function", "an object with name, description, parameters, strict only")
+            raise _fail(
+                f"{name}[{index}].function", "an object with name, description, parameters, strict only"
+            )
         text(64)(function.get("name"), f"{name}[{index}].function.name")
     _bounded_json(value, name)
 
@@ -256,7 +270,11 @@ def _patterns(value: Any) -> list[Any]:
 def _prompt(value: Any, name: str) -> None:
     if isinstance(value, str) and value:
         return
-    if not isinstance(value, list) or not 1 <= len(value) <= 16 or not all(isinstance(e, str) and e for e in value):
+    if (
+        not isinstance(value, list)
+        or not 1 <= len(value) <= 16
+        or not all(isinstance(e, str) and e for e in value)
+    ):
         raise _fail(name, "a non-empty string, or a list of 1 to 16 of them")
 
 
@@ -264,7 +282,9 @@ def _check_token_bounds(body: Mapping[str, Any]) -> None:
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     least = body.get("min_tokens")
     if limit is not None and least is not None and least > limit:
-        raise InvalidRequest("min_tokens must not be above max_tokens.", param="min_tokens", code="invalid_value")
+        raise InvalidRequest(
+            "min_tokens must not be above max_tokens.", param="min_tokens", code="invalid_value"
+        )
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

@@ -82,7 +82,7 @@ class Call:
                 self._usage = sse.usage_from(orjson.loads(raw))
             except EngineFailed as failure:
                 self._next_attempt(grant, failure)
-            except _PromptTooLong as too_long:
+            except PromptTooLongError as too_long:
                 self._climb(grant, too_long)
             else:
                 return raw
@@ -105,7 +105,7 @@ class Call:
                     logger.warning("engine of %s was lost in mid-stream", self.request_id)
                     raise
                 self._next_attempt(grant, failure)
-            except _PromptTooLong as too_long:
+            except PromptTooLongError as too_long:
                 self._climb(grant, too_long)
             else:
                 return
@@ -171,7 +171,9 @@ class Call:
         tiers = ", ".join(dict.fromkeys(candidate.tier for candidate in self.decision.candidates))
         retry_after_s = refusal.retry_after_ms / 1000
         if refusal.reason is RefusalReason.CAPACITY:
-            return AtCapacity(f"All replicas of tier {tiers} are busy. Try again.", retry_after_s=retry_after_s)
+            return AtCapacity(
+                f"All replicas of tier {tiers} are busy. Try again.", retry_after_s=retry_after_s
+            )
         return NoReplica(
             f"No replica of tier {tiers} is ready. `sprat status` says why.", retry_after_s=retry_after_s
         )
@@ -212,7 +214,7 @@ class Call:
         self._usage = Usage(0, 0)
         self._step += 1
 
-    def _climb(self, grant: Grant, too_long: _PromptTooLong) -> None:
+    def _climb(self, grant: Grant, too_long: PromptTooLongError) -> None:
         """The engine counted more tokens than the estimate: the next tier, where the call may go up."""
         left = escalation(self.decision, grant.candidate)
         if left is None:
@@ -224,15 +226,19 @@ class Call:
         return self.grant.candidate if self.grant is not None else self.decision.first
 
     def _pools(self) -> tuple[str, ...]:
-        return tuple({candidate.pool: None for candidate in self.decision.candidates} | {self._candidate().pool: None})
+        return tuple(
+            {candidate.pool: None for candidate in self.decision.candidates} | {self._candidate().pool: None}
+        )
 
 
-class _PromptTooLong(Exception):
+class PromptTooLongError(Exception):
     """The engine's own count of the prompt does not fit its context."""
 
 
 @asynccontextmanager
-async def _accepted(engines: EngineClient, address: str, path: str, body: bytes) -> AsyncIterator[EngineAnswer]:
+async def _accepted(
+    engines: EngineClient, address: str, path: str, body: bytes
+) -> AsyncIterator[EngineAnswer]:
     """`EngineClient.post` with the engine's refusals turned into ours; an answer of 200 passes untouched."""
     async with engines.post(address, path, body) as answer:
         if answer.status != 200:
@@ -246,7 +252,7 @@ def _refusal(status: int, raw: bytes) -> Exception:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         message = ""
     if status == 400 and "context length" in message:
-        return _PromptTooLong(_public(message))
+        return PromptTooLongError(_public(message))
     if status in (400, 422):
         return InvalidRequest(f"The engine refused the request: {_public(message)}", code="refused_by_engine")
     return EngineFailed(f"The engine answered with status {status}.")

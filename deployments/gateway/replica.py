@@ -74,6 +74,6 @@ class GatewayReplica:
         if not self._gateway.runner.sites:
             raise RuntimeError("the gateway does not listen any more")
 
-    async def __del__(self) -> None:  # noqa: PLE0302 (Serve awaits it)
+    async def __del__(self) -> None:
         if hasattr(self, "_gateway"):
             await self._gateway.close()

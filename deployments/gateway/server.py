@@ -186,7 +186,9 @@ async def _errors_in_openai_shape(request: web.Request, handler: Handler) -> web
     except web.HTTPNotFound:
         return _error(UnknownRoute(f"{request.method} {request.path[:200]} does not exist here."))
     except web.HTTPMethodNotAllowed as wrong:
-        return _error(MethodNotAllowed(f"{request.path[:200]} takes {', '.join(sorted(wrong.allowed_methods))}."))
+        return _error(
+            MethodNotAllowed(f"{request.path[:200]} takes {', '.join(sorted(wrong.allowed_methods))}.")
+        )
     except web.HTTPException:
         raise
     except (ConnectionError, asyncio.CancelledError):

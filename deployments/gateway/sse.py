@@ -38,7 +38,11 @@ def is_done(event: bytes) -> bool:
 def has_output(event: bytes) -> bool:
     """Whether a token came with it. Counts tokens of calls whose usage never arrived, so it is cheap
     and may be off by the tokens that an engine packs into one event."""
-    return event.startswith(b"data: {") and b'"choices":[{' in event and b'"role":"assistant","content":""' not in event
+    return (
+        event.startswith(b"data: {")
+        and b'"choices":[{' in event
+        and b'"role":"assistant","content":""' not in event
+    )
 
 
 def usage_of(event: bytes) -> Usage:
@@ -48,7 +52,9 @@ def usage_of(event: bytes) -> Usage:
 def usage_from(body: dict[str, Any]) -> Usage:
     """From the `usage` object of a chunk or of a whole answer. Raises KeyError when there is none."""
     usage = body["usage"]
-    return Usage(prompt_tokens=int(usage["prompt_tokens"]), output_tokens=int(usage.get("completion_tokens") or 0))
+    return Usage(
+        prompt_tokens=int(usage["prompt_tokens"]), output_tokens=int(usage.get("completion_tokens") or 0)
+    )
 
 
 def comment(name: str, value: dict[str, Any]) -> bytes:

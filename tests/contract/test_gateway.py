@@ -27,7 +27,9 @@ NARROW = {"metadata": {"task": "classify"}}
 
 
 @pytest.fixture
-async def gateway(redis_scheduler: object, valkey_url: str, tmp_path: Path) -> AsyncIterator[GatewayUnderTest]:
+async def gateway(
+    redis_scheduler: object, valkey_url: str, tmp_path: Path
+) -> AsyncIterator[GatewayUnderTest]:
     async with running_gateway(valkey_url, tmp_path) as running:
         yield running
 
@@ -45,7 +47,11 @@ async def test_a_narrow_call_goes_to_the_small_tier_and_says_what_it_cost(gatewa
 
     headers = response.headers
     assert response.status == 200, body
-    assert (headers["x-sprat-tier"], headers["x-sprat-model"], headers["x-sprat-replica"]) == ("small", "tiny", "s1")
+    assert (headers["x-sprat-tier"], headers["x-sprat-model"], headers["x-sprat-replica"]) == (
+        "small",
+        "tiny",
+        "s1",
+    )
     assert headers["x-sprat-reason"] == "rule:narrow"
     assert headers["x-sprat-request-id"].startswith("req-")
     prompt, output = body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]
@@ -135,8 +141,16 @@ async def test_no_key_no_service(gateway: GatewayUnderTest, authorization: str |
     [
         ({"model": "gpt-9"}, 404, "model_not_found"),
         ({"best_of": 4}, 400, "unknown_parameter"),
-        ({"model": "small", "messages": [{"role": "user", "content": "w " * 900}]}, 400, "context_length_exceeded"),
-        ({"model": "small", "messages": [{"role": "user", "content": "x" * 3_000_000}]}, 413, "body_too_large"),
+        (
+            {"model": "small", "messages": [{"role": "user", "content": "w " * 900}]},
+            400,
+            "context_length_exceeded",
+        ),
+        (
+            {"model": "small", "messages": [{"role": "user", "content": "x" * 3_000_000}]},
+            413,
+            "body_too_large",
+        ),
     ],
 )
 async def test_errors_have_openais_shape(
@@ -207,7 +221,9 @@ async def test_a_prompt_that_the_engine_finds_too_long_goes_up(gateway: GatewayU
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_while_no_byte_was_sent_another_replica_answers(gateway: GatewayUnderTest, *, stream: bool) -> None:
+async def test_while_no_byte_was_sent_another_replica_answers(
+    gateway: GatewayUnderTest, *, stream: bool
+) -> None:
     await gateway.add_engine("specialist", "broken", refuse=True)
     dead = await gateway.add_engine("specialist", "dead")
     await dead.runner.cleanup()  # its entry in the directory goes on, its port is closed
@@ -234,7 +250,9 @@ async def test_when_every_replica_fails_the_error_is_clean(gateway: GatewayUnder
     assert (await gateway.scheduler.spend_today()).spent_micro_usd == 0
 
 
-async def test_a_stream_that_breaks_ends_with_an_error_event_and_pays_what_came(gateway: GatewayUnderTest) -> None:
+async def test_a_stream_that_breaks_ends_with_an_error_event_and_pays_what_came(
+    gateway: GatewayUnderTest,
+) -> None:
     await gateway.add_engine("specialist", "breaks", fail_after_tokens=3)
 
     async with gateway.post({"model": "small", "stream": True, "max_tokens": 10}) as response:
@@ -246,7 +264,9 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_pays_what_came(
     assert (await gateway.scheduler.spend_today()).spent_micro_usd > 0
 
 
-async def test_a_unary_call_cut_in_the_middle_is_answered_by_another_replica(gateway: GatewayUnderTest) -> None:
+async def test_a_unary_call_cut_in_the_middle_is_answered_by_another_replica(
+    gateway: GatewayUnderTest,
+) -> None:
     await gateway.add_engine("specialist", "a-breaks", fail_after_tokens=3)
     await gateway.add_engine("specialist", "b-works")
 
@@ -256,7 +276,9 @@ async def test_a_unary_call_cut_in_the_middle_is_answered_by_another_replica(gat
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_stops_the_engine_and_settles(gateway: GatewayUnderTest, *, stream: bool) -> None:
+async def test_a_client_that_leaves_stops_the_engine_and_settles(
+    gateway: GatewayUnderTest, *, stream: bool
+) -> None:
     engine = await gateway.add_engine("specialist", "s1", profile=SLOW)
 
     call = asyncio.create_task(_complete(gateway, {"model": "small", "stream": stream, "max_tokens": 200}))
@@ -274,7 +296,9 @@ async def test_a_client_that_leaves_stops_the_engine_and_settles(gateway: Gatewa
     assert (spent > 0) == stream, "a stream pays for the tokens it got; of a unary call nothing arrived"
 
 
-async def test_a_call_that_takes_too_long_ends(redis_scheduler: object, valkey_url: str, tmp_path: Path) -> None:
+async def test_a_call_that_takes_too_long_ends(
+    redis_scheduler: object, valkey_url: str, tmp_path: Path
+) -> None:
     async with running_gateway(valkey_url, tmp_path, gateway__request_timeout_s=0.3) as gateway:
         engine = await gateway.add_engine("specialist", "s1", profile=SLOW)
 
@@ -293,7 +317,10 @@ async def test_many_calls_at_once_leave_the_books_exact(gateway: GatewayUnderTes
     await gateway.add_engine("specialist", "s2", cap=100, profile=FAST)
 
     statuses = await asyncio.gather(
-        *[_complete(gateway, {"model": "small", "stream": number % 2 == 0, "max_tokens": 5}) for number in range(60)]
+        *[
+            _complete(gateway, {"model": "small", "stream": number % 2 == 0, "max_tokens": 5})
+            for number in range(60)
+        ]
     )
 
     assert set(statuses) == {200}

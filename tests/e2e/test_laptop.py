@@ -193,7 +193,10 @@ def test_a_dead_engine_is_noticed_within_five_seconds(laptop: Laptop) -> None:
     core.kill()
 
     def ready() -> bool:
-        return any(each["id"] == replica["id"] and each["state"] == "ready" for each in laptop.pool("reserve")["replicas"])
+        return any(
+            each["id"] == replica["id"] and each["state"] == "ready"
+            for each in laptop.pool("reserve")["replicas"]
+        )
 
     until(lambda: not ready(), 5, "the replica leaves the directory")
     until(lambda: gone(replica["pid"]), 10, "the replica ends")
@@ -218,8 +221,7 @@ def test_a_replica_killed_in_mid_stream(laptop: Laptop, client: openai.OpenAI) -
     def answered() -> bool:
         try:
             return bool(client.chat.completions.create(**NARROW).choices)
-        except openai.APIStatusError as error:
-            assert error.status_code in (502, 503), error
+        except (openai.InternalServerError, openai.RateLimitError):
             return False
 
     until(answered, 300, "the next call is answered, by the healed replica or the other tier")

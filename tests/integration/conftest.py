@@ -59,7 +59,7 @@ class Fleet:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Head without CPUs for pools, one `cheap` raylet, one `big` one; token authentication as in production."""
+    """Head without CPUs for pools, one `cheap` raylet, one `big` one; token authentication as always."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -94,7 +94,11 @@ def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fl
         simulated(
             gateway__port=port,
             pools__specialist__replicas=2,
-            pools__specialist__simulated={"base_ttft_ms": 1, "prefill_tokens_per_s": 1e6, "decode_tokens_per_s": 100},
+            pools__specialist__simulated={
+                "base_ttft_ms": 1,
+                "prefill_tokens_per_s": 1e6,
+                "decode_tokens_per_s": 100,
+            },
             node_classes__cheap__fallbacks=[],
             node_classes__big__fallbacks=[],
         )

@@ -47,7 +47,9 @@ def test_each_pool_runs_where_it_is_pinned(fleet: Fleet) -> None:
 
 def test_a_pool_without_a_matching_node_says_so(fleet: Fleet) -> None:
     config = config_of(
-        simulated(node_classes__big__label_selector={"sprat.node": "gigantic"}, node_classes__big__fallbacks=[])
+        simulated(
+            node_classes__big__label_selector={"sprat.node": "gigantic"}, node_classes__big__fallbacks=[]
+        )
     )
 
     reasons = app.unplaceable(config, app.ray_nodes())
@@ -62,7 +64,9 @@ def test_calls_are_routed_by_cost_through_the_official_client(fleet: Fleet) -> N
         narrow = openai_client.chat.completions.with_raw_response.create(
             model="auto", messages=HELLO, max_tokens=5, metadata={"task": "classify"}
         )
-        hard = openai_client.chat.completions.with_raw_response.create(model="auto", messages=HELLO, max_tokens=5)
+        hard = openai_client.chat.completions.with_raw_response.create(
+            model="auto", messages=HELLO, max_tokens=5
+        )
 
     assert (narrow.headers["x-sprat-tier"], hard.headers["x-sprat-tier"]) == ("small", "large")
     assert float(narrow.headers["x-sprat-saved-usd"]) > 0
@@ -101,7 +105,9 @@ def test_a_replica_killed_in_mid_stream_gives_a_clean_error_and_the_next_call_wo
             for _ in stream:
                 pass
         noticed_s = time.monotonic() - killed_s
-        after = openai_client.chat.completions.with_raw_response.create(model="small", messages=HELLO, max_tokens=3)
+        after = openai_client.chat.completions.with_raw_response.create(
+            model="small", messages=HELLO, max_tokens=3
+        )
 
     assert noticed_s < 5
     assert after.headers["x-sprat-replica"] != victim

@@ -65,7 +65,11 @@ class CommandLine:
     def ours(self) -> list[psutil.Process]:
         """Every process whose command line names our state or runtime folder, and what descends from it."""
         marks = (str(self.state.path), str(self.state.runtime))
-        roots = [each for each in psutil.process_iter() if any(mark in part for mark in marks for part in _words(each))]
+        roots = [
+            each
+            for each in psutil.process_iter()
+            if any(mark in part for mark in marks for part in _words(each))
+        ]
         descendants = [child for root in roots for child in _children(root)]
         return [each for each in {*roots, *descendants} if each.pid != os.getpid() and _alive(each)]
 
@@ -126,7 +130,10 @@ def test_up_status_down(sprat: CommandLine) -> None:
     assert {pool["name"]: pool["ready"] for pool in status["pools"]} == {"specialist": 1, "reserve": 1}
     replica = status["pools"][0]["replicas"][0]
     assert replica["simulated"]
-    assert replica["adapters"] == [{"id": "intent@1", "state": "loaded"}, {"id": "intent@2", "state": "loaded"}]
+    assert replica["adapters"] == [
+        {"id": "intent@1", "state": "loaded"},
+        {"id": "intent@2", "state": "loaded"},
+    ]
     assert "specialist" in sprat.run("status").stdout
     assert sprat.run("logs", "supervisor").returncode == 0
     assert sprat.run("logs", "specialist").returncode == 0
@@ -202,7 +209,9 @@ def test_a_pool_whose_engine_cannot_start_says_why(sprat: CommandLine) -> None:
     empty = sprat.folder / "empty"
     empty.mkdir()
     config = sprat.config(
-        pools__reserve__engine="vllm", pools__reserve__simulated=None, base_models__huge__source=f"folder:{empty}"
+        pools__reserve__engine="vllm",
+        pools__reserve__simulated=None,
+        base_models__huge__source=f"folder:{empty}",
     )
 
     up = sprat.run("up", config)

@@ -72,7 +72,11 @@ def test_what_clients_use_passes(changes: dict[str, Any]) -> None:
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "prefix": True}]}, "messages[0]"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}
+                ]
+            },
             "messages[0].content",
         ),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -109,7 +113,9 @@ def test_completions_take_prompts_only() -> None:
 
 
 def test_the_engine_gets_our_model_limit_and_salt_and_no_client_metadata() -> None:
-    body = parse(metadata={"task": "classify"}, user="me", stream=True, max_completion_tokens=9, temperature=None)
+    body = parse(
+        metadata={"task": "classify"}, user="me", stream=True, max_completion_tokens=9, temperature=None
+    )
 
     sent = orjson.loads(engine_body(body, candidate(adapter="intent@2", max_tokens=9), "salt"))
 

@@ -320,7 +320,7 @@ def test_up_with_a_model_that_does_not_fit(
 
     assert finished.code == 1
     assert (
-        "tiny needs about 18.9 GiB (14.9 weights as auto + 1.0 KV cache + 3.0 engine), "
+        "tiny needs about 22.6 GiB (14.9 weights as auto + 1.0 KV cache + 6.7 engine), "
         "this machine has 16.0 GiB free. Use a smaller model" in finished.sentence
     )
     assert_nothing_is_left(state)

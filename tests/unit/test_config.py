@@ -33,12 +33,20 @@ def test_the_examples_pass(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "path", "words"),
     [
-        ({"pools__specialist__contxt_tokens": 5}, "pools.specialist.contxt_tokens", "did you mean 'context_tokens'"),
+        (
+            {"pools__specialist__contxt_tokens": 5},
+            "pools.specialist.contxt_tokens",
+            "did you mean 'context_tokens'",
+        ),
         ({"gatewy": {}}, "gatewy", "did you mean 'gateway'"),
         ({"pools__specialist__tier": "smal"}, "pools.specialist.tier", "did you mean 'small'"),
         ({"pools__specialist__base_model": "zzz"}, "pools.specialist.base_model", "use one of huge, tiny"),
         ({"pools__specialist__node_class": None}, "pools.specialist.node_class", "is missing"),
-        ({"pools__specialist__context_tokens": -1}, "pools.specialist.context_tokens", "greater than or equal"),
+        (
+            {"pools__specialist__context_tokens": -1},
+            "pools.specialist.context_tokens",
+            "greater than or equal",
+        ),
         ({"pools__specialist__default_max_tokens": 256}, "pools.specialist.default_max_tokens", "no room"),
         ({"pools__specialist__simulated": None}, "pools.specialist", "needs a timing"),
         ({"base_models__tiny__source": "ftp://x"}, "base_models.tiny.source", "use one of the forms"),

@@ -94,7 +94,7 @@ def test_a_gpu_pool_without_a_gpu_is_refused(programs: Path, nvidia_smi: str | N
         put_program(programs, "nvidia-smi", nvidia_smi)
 
     with pytest.raises(StartError) as caught:
-        check_gpu(with_vllm(pools__specialist__gpus=0.5))
+        check_gpu(with_vllm(pools__specialist__gpus=0.5, pools__specialist__gpu_memory_share=0.5))
 
     assert caught.value.message.startswith("CUDA is missing: pool specialist wants GPUs")
     assert "Install the NVIDIA driver" in caught.value.message
@@ -132,8 +132,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum() -> None:
         check_memory(config, 8 * GIB)
 
     assert caught.value.message == (
-        "pool 'specialist' does not fit: tiny needs about 10.6 GiB "
-        "(5.6 weights as float32 + 2.0 KV cache + 3.0 engine), this machine has 8.0 GiB free. "
+        "pool 'specialist' does not fit: tiny needs about 12.0 GiB "
+        "(5.6 weights as float32 + 2.0 KV cache + 4.4 engine), this machine has 8.0 GiB free. "
         "Use a smaller model, lower kv_cache_gib, or a larger node."
     )
     check_memory(config, 11 * GIB)

@@ -14,12 +14,20 @@ from tests.configs import config_of, simulated
 
 
 def route(body: dict[str, Any], *, header_tier: str | None = None, **changes: Any) -> Decision:
-    body = {"model": "auto", "messages": [{"role": "user", "content": "Tell me all about the sea, please."}]} | body
+    body = {
+        "model": "auto",
+        "messages": [{"role": "user", "content": "Tell me all about the sea, please."}],
+    } | body
     return Router.of(config_of(simulated(**changes))).route(features_of(body, header_tier=header_tier))
 
 
 def system(text: str) -> dict[str, Any]:
-    return {"messages": [{"role": "system", "content": text}, {"role": "user", "content": "my card does not work"}]}
+    return {
+        "messages": [
+            {"role": "system", "content": text},
+            {"role": "user", "content": "my card does not work"},
+        ]
+    }
 
 
 @pytest.mark.parametrize(
@@ -37,7 +45,9 @@ def system(text: str) -> dict[str, Any]:
         ({"model": "intent@1"}, "small", "intent@1", "model:intent@1"),
     ],
 )
-def test_first_match_wins_and_gives_the_reason(body: dict[str, Any], tier: str, model: str, reason: str) -> None:
+def test_first_match_wins_and_gives_the_reason(
+    body: dict[str, Any], tier: str, model: str, reason: str
+) -> None:
     decision = route(body)
 
     assert (decision.first.tier, decision.first.model, decision.reason) == (tier, model, reason)
@@ -87,7 +97,10 @@ def test_the_cost_is_the_worst_case_at_the_pools_price() -> None:
     first = decision.first
 
     # 0.36 USD/h = 100 micro-USD/s; ÷ 1,000 and ÷ 100 tokens/s = 0.1 and 1 micro-USD per token.
-    assert (first.price.prompt_micro_usd_per_mtok, first.price.output_micro_usd_per_mtok) == (100_000, 1_000_000)
+    assert (first.price.prompt_micro_usd_per_mtok, first.price.output_micro_usd_per_mtok) == (
+        100_000,
+        1_000_000,
+    )
     assert first.estimated_cost_micro_usd == first.price.cost_micro_usd(15, 10) == 12
     assert decision.large_price.output_micro_usd_per_mtok == 100_000_000
 

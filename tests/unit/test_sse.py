@@ -20,7 +20,11 @@ def test_any_cut_gives_the_same_events(size: int) -> None:
     stream = b"".join(EVENTS)
     splitter = sse.EventSplitter()
 
-    cut = [event for start in range(0, len(stream), size) for event in splitter.feed(stream[start : start + size])]
+    cut = [
+        event
+        for start in range(0, len(stream), size)
+        for event in splitter.feed(stream[start : start + size])
+    ]
 
     assert cut == EVENTS
 
