@@ -53,8 +53,9 @@ def find_nodes(pool_name: str, pool: PoolConfig, node: NodeClass, nodes: Iterabl
     if too_small:
         return Fit(
             (),
-            why_not=f"pool {pool_name!r} needs {pool.cpus:g} CPUs and {gpus:g} GPUs per replica; the matching "
-            f"nodes ({', '.join(dict.fromkeys(too_small))}) have less. Lower cpus/gpus or add a larger node.",
+            why_not=f"pool {pool_name!r} needs {pool.cpus:g} CPUs and {gpus:g} GPUs per replica; the "
+            f"matching nodes ({', '.join(dict.fromkeys(too_small))}) have less. "
+            "Lower cpus/gpus or add a larger node.",
         )
     return Fit(
         (),

@@ -107,7 +107,8 @@ def _too_long(features: RequestFeatures, options: list[Option]) -> ContextLength
     largest = max(options, key=lambda option: option[0].context_tokens)[0]
     return ContextLengthExceeded(
         f"This call needs about {features.prompt_tokens_estimate} prompt tokens + "
-        f"{largest.max_tokens(features)} output tokens; the largest context it may use holds {largest.context_tokens}. "
+        f"{largest.max_tokens(features)} output tokens; the largest context it may use holds "
+        f"{largest.context_tokens}. "
         "Shorten the prompt or lower max_tokens.",
         param="messages",
     )
