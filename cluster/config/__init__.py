@@ -1,0 +1,31 @@
+"""The one YAML of a cluster. `load_config` raises `ConfigProblems` with every mistake, its line and a fix."""
+
+from cluster.config.file import load_config, parse_config
+from cluster.config.problems import ConfigProblems, Problem
+from cluster.config.schema import (
+    AUTO,
+    AdapterConfig,
+    BaseModelConfig,
+    ClusterConfig,
+    NodeClass,
+    PoolConfig,
+    RouterConfig,
+    Rule,
+    adapter_name,
+)
+
+__all__ = [
+    "AUTO",
+    "AdapterConfig",
+    "BaseModelConfig",
+    "ClusterConfig",
+    "ConfigProblems",
+    "NodeClass",
+    "PoolConfig",
+    "Problem",
+    "RouterConfig",
+    "Rule",
+    "adapter_name",
+    "load_config",
+    "parse_config",
+]

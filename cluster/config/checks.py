@@ -1,0 +1,143 @@
+"""Cross-checks: references, clashes of names, arithmetic between fields."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cluster.config.problems import Problem
+from cluster.config.schema import AUTO, ClusterConfig, PoolConfig, adapter_name
+from cluster.sources import PackageSource, parse_source
+
+
+def cross_check(config: ClusterConfig) -> Iterator[Problem]:
+    """What single fields cannot know: references, clashes of names, arithmetic between fields."""
+    yield from _name_clashes(config)
+    for name, model in config.base_models.items():
+        try:
+            source = parse_source(model.source)
+        except ValueError as error:
+            yield Problem(f"base_models.{name}.source", str(error), "use one of the forms named here")
+            continue
+        if isinstance(source, PackageSource) and model.sha256 is None:
+            yield Problem(
+                f"base_models.{name}", "a pypi source needs sha256", "add the SHA-256 of its GGUF file"
+            )
+        elif not isinstance(source, PackageSource) and model.sha256 is not None:
+            yield Problem(f"base_models.{name}.sha256", "is checked for pypi sources only", "remove it")
+    for name, adapter in config.adapters.items():
+        if adapter.base_model not in config.base_models:
+            yield _unknown(f"adapters.{name}.base_model", adapter.base_model, config.base_models)
+        if not adapter.source.startswith("folder:"):
+            yield Problem(f"adapters.{name}.source", f"{adapter.source!r} is not a folder", "use folder:PATH")
+    for name, pool in config.pools.items():
+        yield from _check_pool(config, f"pools.{name}", pool)
+    for tier in config.tiers:
+        if not config.pools_of_tier(tier):
+            yield Problem("tiers", f"tier {tier!r} has no pool", "give a pool this tier or remove it")
+    yield from _check_router(config)
+
+
+def _name_clashes(config: ClusterConfig) -> Iterator[Problem]:
+    """`model` is looked up as: auto, tier, adapter, base model. One name, one meaning."""
+    kinds: dict[str, list[str]] = {AUTO: ["the word auto"]}
+    for tier in config.tiers:
+        kinds.setdefault(tier, []).append("a tier")
+    for adapter in {adapter_name(adapter_id) for adapter_id in config.adapters}:
+        kinds.setdefault(adapter, []).append("an adapter")
+    for model in config.base_models:
+        kinds.setdefault(model, []).append("a base model")
+    for name, uses in kinds.items():
+        if len(uses) > 1:
+            yield Problem(
+                "names",
+                f"{name!r} is {' and '.join(uses)}",
+                "rename all but one: the request field `model` could mean each of them",
+            )
+
+
+def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[Problem]:
+    if pool.tier not in config.tiers:
+        yield _unknown(f"{path}.tier", pool.tier, config.tiers)
+    if pool.base_model not in config.base_models:
+        yield _unknown(f"{path}.base_model", pool.base_model, config.base_models)
+    if pool.node_class not in config.node_classes:
+        yield _unknown(f"{path}.node_class", pool.node_class, config.node_classes)
+    for adapter_id in pool.adapters:
+        adapter = config.adapters.get(adapter_id)
+        if adapter is None:
+            yield _unknown(f"{path}.adapters", adapter_id, config.adapters)
+        elif adapter.base_model != pool.base_model:
+            yield Problem(
+                f"{path}.adapters",
+                f"adapter {adapter_id!r} is for {adapter.base_model!r}, the pool serves {pool.base_model!r}",
+                "move it to a pool of its base model",
+            )
+        elif adapter.rank > pool.max_rank:
+            yield Problem(
+                f"{path}.max_rank",
+                f"adapter {adapter_id!r} has rank {adapter.rank}, above {pool.max_rank}",
+                f"set max_rank: {adapter.rank}",
+            )
+    if pool.default_max_tokens >= pool.context_tokens:
+        yield Problem(
+            f"{path}.default_max_tokens",
+            f"{pool.default_max_tokens} leaves no room for a prompt in context_tokens {pool.context_tokens}",
+            f"use at most {pool.context_tokens // 2}",
+        )
+    if pool.engine == "simulated" and pool.simulated is None:
+        yield Problem(path, "a simulated pool needs a timing", "add `simulated: {}` for the default profile")
+    if pool.engine != "simulated" and pool.simulated is not None:
+        yield Problem(
+            f"{path}.simulated", "is only for engine: simulated", "remove it or set engine: simulated"
+        )
+    if 0 < pool.gpus < 1 and pool.gpu_memory_share > pool.gpus:
+        yield Problem(
+            f"{path}.gpu_memory_share",
+            f"{pool.gpu_memory_share:g} of the card's memory is more than its share gpus: {pool.gpus:g}",
+            f"set gpu_memory_share to at most {pool.gpus:g}",
+        )
+    if pool.tensor_parallel > 1 and pool.gpus not in (0, pool.tensor_parallel):
+        yield Problem(
+            f"{path}.gpus",
+            "one GPU per tensor-parallel rank is taken",
+            f"remove it or set {pool.tensor_parallel}",
+        )
+
+
+def _check_router(config: ClusterConfig) -> Iterator[Problem]:
+    adapters = {name: None for each in config.adapters for name in (adapter_name(each), each)}
+    targets = [*config.tiers, *adapters, *config.base_models]
+    served = {*config.tiers, *(pool.base_model for pool in config.pools.values())}
+    loaded = {adapter for pool in config.pools.values() for adapter in pool.adapters}
+    served |= loaded | {adapter_name(adapter) for adapter in loaded}
+    if config.router.default_tier not in config.tiers:
+        yield _unknown("router.default_tier", config.router.default_tier, config.tiers)
+    seen: set[str] = set()
+    for index, rule in enumerate(config.router.rules):
+        path = f"router.rules.{index}"
+        if rule.name in seen:
+            yield Problem(f"{path}.name", f"{rule.name!r} is used twice", "rename it: the name is the reason")
+        seen.add(rule.name)
+        if rule.to not in targets:
+            yield _unknown(f"{path}.to", rule.to, targets)
+        elif rule.to not in served:
+            yield Problem(f"{path}.to", f"no pool serves {rule.to!r}", "give it to a pool, or name another")
+        if all(value is None for value in rule.when.model_dump().values()):
+            yield Problem(f"{path}.when", "is empty", "add a condition, or use default_tier")
+        if rule.when.system_matches is not None:
+            try:
+                re.compile(rule.when.system_matches)
+            except re.error as error:
+                yield Problem(
+                    f"{path}.when.system_matches", f"is not a regular expression: {error}", "correct it"
+                )
+
+
+def _unknown(path: str, value: str, known: Mapping[str, Any] | list[str]) -> Problem:
+    names = sorted(known)
+    close = difflib.get_close_matches(value, names, n=1)
+    fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names) or '(none defined)'}"
+    return Problem(path, f"{value!r} is not defined", fix.rstrip("?") if close else fix)

