@@ -7,10 +7,12 @@ unix socket path may not be longer than 107 bytes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,7 +48,6 @@ class StateFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             self.valkey_folder.mkdir(exist_ok=True)
-            self.runtime.mkdir(mode=0o700, exist_ok=True)
             if not os.access(self.path, os.W_OK):  # it was there already
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
@@ -54,8 +55,15 @@ class StateFolder:
                 f"the state folder {self.path} cannot be written: {error.strerror}. "
                 f"Set {STATE_VARIABLE} to another."
             ) from error
+
+    def make_runtime(self) -> None:
+        """The supervisor's: made when it starts, removed when it ends."""
+        self.runtime.mkdir(mode=0o700, exist_ok=True)
         if self.runtime.stat().st_uid != os.getuid():
             raise StartError(f"{self.runtime} belongs to another user. Set TMPDIR to a folder of yours.")
+
+    def remove_runtime(self) -> None:
+        shutil.rmtree(self.runtime, ignore_errors=True)
 
     @property
     def runtime(self) -> Path:
@@ -142,7 +150,20 @@ class StateFolder:
             return None
         return record if alive else None
 
+    def forget_dead_supervisor(self) -> None:
+        """Record and runtime folder of one that was killed. One that lives, or just starts, holds the lock."""
+        if not self.path.exists():
+            return
+        with self.lock_file.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            self.forget_supervisor()
+
     def forget_supervisor(self) -> None:
+        """The supervisor's own last act."""
+        self.remove_runtime()
         for path in (self._supervisor_file, self._observed_file):
             path.unlink(missing_ok=True)
 

@@ -19,8 +19,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cluster.config import ClusterConfig, load_config
 from cluster.errors import SpratError, StartError
@@ -60,8 +63,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit status: 0 after an ordered stop."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
+        self._listen_for_signals()
         try:
             self._start()
             while not self._stopping:
@@ -79,6 +81,7 @@ class Supervisor:
             self._fail(f"{type(error).__name__}: {error}")
             return 1
         finally:
+            signal.alarm(0)
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the stop
             self._stop()
@@ -88,6 +91,7 @@ class Supervisor:
 
     def _start(self) -> None:
         self._tell("starting Valkey")
+        self._state.make_runtime()
         redis_url = self._config.redis.url or os.environ.get("REDIS_URL", "")
         if not redis_url:
             self._start_valkey()
@@ -141,6 +145,7 @@ class Supervisor:
             _temp_dir=str(self._state.ray_folder),
             _node_ip_address="127.0.0.1",
         )
+        self._listen_for_signals()  # Ray has put its own handlers in place of ours
         return str(context.address_info["gcs_address"])
 
     # Watching.
@@ -218,8 +223,14 @@ class Supervisor:
 
     # Stopping.
 
+    def _listen_for_signals(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+
     def _on_signal(self, _number: int, _frame: object) -> None:
         """While starting, leave at once, wherever it waits; later, at the next look around."""
+        # Ray's own handler, where it comes first, sets an alarm that aborts this process 3 s later.
+        signal.alarm(0)
         self._stopping = True
         if self._phase != "running":
             raise _Stopped
@@ -228,14 +239,18 @@ class Supervisor:
         """Gateways drain and settle, engines end, then Ray, then Valkey, which holds what they settled."""
         if self._phase != "failed":
             self._tell("stopping")
+        valkey_pid = self._valkey.pid if self._valkey is not None else None
+        ours = [each for each in psutil.Process().children(recursive=True) if each.pid != valkey_pid]
         if "ray" in sys.modules:
             _stop_ray()
+            _end_all(ours)
         if self._valkey is not None:
             stop_server(self._valkey)
         self._keep_logs()
-        if self._phase != "failed":
+        if self._phase == "failed":
+            self._state.remove_runtime()  # what went wrong stays readable
+        else:
             self._state.forget_supervisor()
-        shutil.rmtree(self._state.runtime, ignore_errors=True)
 
     def _keep_logs(self) -> None:
         """Ray's session folder goes; what replicas wrote stays for `sprat logs`."""
@@ -267,6 +282,16 @@ def ray_environment(state: StateFolder) -> dict[str, str]:
 
 def config_digest(config: ClusterConfig) -> str:
     return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _end_all(processes: list[psutil.Process]) -> None:
+    """Ray's helpers end a moment after it returns; until then they write into its folder."""
+    _, left = psutil.wait_procs(processes, timeout=10)
+    for process in left:
+        logger.warning("process %d outlived Ray; killing it", process.pid)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
 
 
 def _stop_ray() -> None:

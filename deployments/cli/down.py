@@ -24,7 +24,7 @@ def down(state: StateFolder, *, as_json: bool) -> None:
     """Stop the cluster: running calls end first, then engines, Ray and Valkey."""
     record = state.read_supervisor()
     if record is None:
-        state.forget_supervisor()
+        state.forget_dead_supervisor()
         click.echo(json.dumps({"stopped": False}) if as_json else "Nothing runs from this state folder.")
         return
     stop_supervisor(record["pid"])

@@ -91,7 +91,7 @@ def _runs_already(state: StateFolder, config: ClusterConfig) -> bool:
 
 def _start_supervisor(state: StateFolder, file: Path, weights: dict[str, str]) -> subprocess.Popen[bytes]:
     """Detached; the pipe to its standard input is our sign of life until `_keep`."""
-    state.forget_supervisor()
+    state.forget_dead_supervisor()
     command = [
         *(sys.executable, "-m", "deployments.supervisor"),
         *("--state", str(state.path), "--config", str(file.absolute()), "--weights", json.dumps(weights)),

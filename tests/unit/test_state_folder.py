@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -68,11 +69,29 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_folder_and_its_runtime_folder_are_for_the_owner_only(open_umask: None, tmp_path: Path) -> None:
     made = StateFolder(tmp_path / "deep" / "state")
-    made.make()
+    for _ in range(2):  # again is fine
+        made.make()
+        made.make_runtime()
 
     assert mode_of(made.path) == 0o700
     assert mode_of(made.runtime) == 0o700
-    made.make()  # again is fine
+
+
+def test_what_a_killed_supervisor_left_is_forgotten_but_not_what_a_living_one_holds(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path / "state")
+    state.make()
+    state.make_runtime()
+    state.write_supervisor({})
+    with state.lock_file.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        state.forget_dead_supervisor()
+        assert state.runtime.exists()
+        assert state.read_supervisor() is not None
+
+    state.forget_dead_supervisor()
+
+    assert not state.runtime.exists()
+    assert state.read_supervisor() is None
 
 
 def test_two_folders_never_share_a_runtime_folder(tmp_path: Path) -> None:
@@ -114,7 +133,7 @@ def test_a_runtime_folder_of_another_user_is_refused(
     monkeypatch.setattr(os, "getuid", lambda: other)
 
     with pytest.raises(StartError, match="belongs to another user"):
-        state.make()
+        state.make_runtime()
 
 
 # Secrets.
