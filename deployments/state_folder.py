@@ -151,7 +151,7 @@ class StateFolder:
         return record if alive else None
 
     def forget_dead_supervisor(self) -> None:
-        """Record and runtime folder of one that was killed. One that lives, or just starts, holds the lock."""
+        """Record and runtime folder of one that was killed; one that lives or just starts holds the lock."""
         if not self.path.exists():
             return
         with self.lock_file.open("a") as lock:
