@@ -194,7 +194,10 @@ class _View:
         if line != self._shown:
             self._shown = line
             self._console.print(
-                f"[{time.monotonic() - self._started_s:5.1f} s] {line}", highlight=False, markup=False
+                f"[{time.monotonic() - self._started_s:5.1f} s] {line}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
 
 

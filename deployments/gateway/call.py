@@ -66,6 +66,7 @@ class Call:
     cache_salt: str
     request_id: str = field(default_factory=lambda: "req-" + secrets.token_hex(12))
     grant: Grant | None = None
+    _asked: bool = False
     _step: int = 0
     _excluded: tuple[str, ...] = ()
     _usage: Usage = field(default_factory=lambda: Usage(0, 0))
@@ -112,9 +113,9 @@ class Call:
 
     def settle(self) -> None:
         """Once, when the call is over. The answer's cost never waits for Redis."""
-        if self.grant is not None:
-            self.context.leases.settle(self.grant, self._pools(), self._usage)
-            self.grant = None
+        if self._asked:
+            self._asked = False
+            self.context.leases.settle(self.request_id, self._pools(), self._usage)
 
     # Telling.
 
@@ -147,6 +148,8 @@ class Call:
     async def _admit(self) -> Grant:
         if self._step >= self.context.max_attempts:
             raise EngineFailed(f"The engine failed {self._step} times for this call. Try again.")
+        # From here on Redis may hold a lease for us, also when this call is cancelled before the reply.
+        self._asked = True
         answer = await self.context.scheduler.admit(
             AdmitRequest(
                 request_id=self.request_id,
@@ -160,6 +163,7 @@ class Call:
             )
         )
         if isinstance(answer, Refusal):
+            self._asked = self.grant is not None
             raise self._refused(answer)
         self.grant = answer
         self.context.leases.hold(answer)

@@ -30,10 +30,11 @@ class LeaseKeeper:
     def hold(self, grant: Grant) -> None:
         self._live[grant.request_id] = grant
 
-    def settle(self, grant: Grant, pools: tuple[str, ...], usage: Usage) -> None:
-        """Not awaited by the call: a cancelled request settles like a finished one."""
-        self._live.pop(grant.request_id, None)
-        task = asyncio.create_task(self._settle(grant, pools, usage))
+    def settle(self, request_id: str, pools: tuple[str, ...], usage: Usage) -> None:
+        """Not awaited by the call: a cancelled request settles like a finished one. A request that was
+        never admitted costs a round trip and changes nothing."""
+        self._live.pop(request_id, None)
+        task = asyncio.create_task(self._settle(request_id, pools, usage))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
@@ -44,10 +45,10 @@ class LeaseKeeper:
         if self._settling:
             await asyncio.wait(self._settling, timeout=10)
 
-    async def _settle(self, grant: Grant, pools: tuple[str, ...], usage: Usage) -> None:
+    async def _settle(self, request_id: str, pools: tuple[str, ...], usage: Usage) -> None:
         for pause_s in (*SETTLE_RETRY_S, None):
             try:
-                await self._scheduler.settle(grant.request_id, pools, usage)
+                await self._scheduler.settle(request_id, pools, usage)
             except SchedulerUnavailable:
                 if pause_s is None:
                     break
@@ -57,7 +58,7 @@ class LeaseKeeper:
         # The lease ends by itself; the money of this call is lost until the journal exists (next issue).
         logger.error(
             "settle of %s did not reach Redis: %d prompt and %d output tokens are not booked",
-            grant.request_id,
+            request_id,
             usage.prompt_tokens,
             usage.output_tokens,
         )

@@ -66,6 +66,7 @@ class GatewayServer:
         self.application = web.Application(
             client_max_size=max_body_bytes, middlewares=[_errors_in_openai_shape, self._authenticate]
         )
+        self.application.on_response_prepare.append(_say_who_serves)
         self.application.add_routes(
             [
                 web.post("/v1/chat/completions", self._chat),
@@ -168,6 +169,11 @@ class GatewayServer:
         if request.path not in OPEN_ROUTES:
             request[API_KEY] = await self._authenticator.key_of(request.headers.get("authorization"))
         return await handler(request)
+
+
+async def _say_who_serves(_request: web.Request, response: web.StreamResponse) -> None:
+    """In place of aiohttp's own name and version."""
+    response.headers["server"] = "sprat"
 
 
 async def _read(request: web.Request) -> bytes:
