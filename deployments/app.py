@@ -17,6 +17,7 @@ from cluster.types import NodeState
 from deployments.engine_replica import DRAIN_S
 from deployments.engine_sim import SimulatedReplica
 from deployments.engine_vllm import VllmReplica
+from deployments.gateway.replica import DRAIN_S as GATEWAY_DRAIN_S
 from deployments.gateway.replica import GatewayReplica
 from deployments.runtime import Runtime
 
@@ -73,7 +74,8 @@ def gateway_application(runtime: Runtime) -> serve.Application:
             ray_actor_options={"num_cpus": 0},
             max_constructor_retry_count=2,
             health_check_period_s=5,
-            graceful_shutdown_timeout_s=15,
+            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_timeout_s=GATEWAY_DRAIN_S + 15,
         )
         .bind(runtime)
     )

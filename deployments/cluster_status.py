@@ -48,7 +48,12 @@ async def cluster_status(state: StateFolder) -> dict[str, Any]:
     finally:
         await scheduler.close()
     status["pools"] = [_pool(config, name, loads[name], observed) for name in config.pools]
-    status["ready"] = all(pool["ready"] >= pool["target"] for pool in status["pools"])
+    gateway = observed.get("serve", {}).get("gateway", {})
+    status["gateway"] = {"serve": gateway.get("status", "unknown"), "problem": _serve_problem(gateway)}
+    status["ready"] = "RUNNING" in status["gateway"]["serve"] and all(
+        pool["ready"] >= pool["target"] for pool in status["pools"]
+    )
+    status["problem"] = status["problem"] or status["gateway"]["problem"]
     status["spend"] = {
         "today_usd": usd(spend.spent_micro_usd),
         "saved_usd": usd(spend.saved_micro_usd),

@@ -103,6 +103,8 @@ class EngineReplica:
         failure = self.engine_failure() if self._state.phase is ReplicaPhase.READY else None
         if failure is not None:
             raise RuntimeError(f"engine of {self._state.replica_id} is dead: {failure}")
+        if self._heartbeat.done():
+            raise RuntimeError(f"{self._state.replica_id} has no heartbeat any more")
 
     def where(self) -> dict[str, str]:
         """Node and address, for tests and `sprat status`."""
@@ -131,7 +133,10 @@ class EngineReplica:
             failure = self.engine_failure() if self._state.phase is ReplicaPhase.READY else None
             if failure is not None:
                 await self._die(failure)
-            await self._tell()
+            try:
+                await self._tell()
+            except Exception:  # a loop that ends silently would take this replica out for ever
+                logger.exception("heartbeat of %s failed", self._state.replica_id)
             await asyncio.sleep(HEARTBEAT_PERIOD_S)
 
     async def _tell(self) -> None:
@@ -150,6 +155,7 @@ class EngineReplica:
 
     async def _outstanding(self) -> int:
         try:
+            await self._scheduler.reap([self.pool_name])  # leases of gateways that are gone
             load = await self._scheduler.pool_load(self.pool_name)
         except SchedulerUnavailable:
             return 0
@@ -184,7 +190,7 @@ def _tree_rss_bytes() -> int:
     for process in (me, *me.children(recursive=True)):
         try:
             total += process.memory_info().rss
-        except psutil.NoSuchProcess:
+        except psutil.Error:  # ended meanwhile, or not ours to look at
             continue
     return total
 

@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from deployments.private_folder import make_private
+
 
 @asynccontextmanager
 async def loading_turn(*, parallel: bool) -> AsyncIterator[None]:
@@ -23,8 +25,8 @@ async def loading_turn(*, parallel: bool) -> AsyncIterator[None]:
     if parallel:
         yield
         return
-    path = Path(tempfile.gettempdir()) / f"sprat-loading-{os.getuid()}.lock"
-    with path.open("a") as lock:
+    folder = make_private(Path(tempfile.gettempdir()) / f"sprat-loading-{os.getuid()}")
+    with (folder / "lock").open("a") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

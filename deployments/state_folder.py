@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from cluster.errors import StartError
+from deployments.private_folder import make_private
 
 STATE_VARIABLE = "SPRAT_STATE"
 
@@ -58,9 +59,7 @@ class StateFolder:
 
     def make_runtime(self) -> None:
         """The supervisor's: made when it starts, removed when it ends."""
-        self.runtime.mkdir(mode=0o700, exist_ok=True)
-        if self.runtime.stat().st_uid != os.getuid():
-            raise StartError(f"{self.runtime} belongs to another user. Set TMPDIR to a folder of yours.")
+        make_private(self.runtime)
 
     def remove_runtime(self) -> None:
         shutil.rmtree(self.runtime, ignore_errors=True)
@@ -132,8 +131,9 @@ class StateFolder:
         return self.path / "observed.json"
 
     def write_supervisor(self, record: dict[str, Any]) -> None:
-        me = psutil.Process()
-        write_json(self._supervisor_file, {"pid": me.pid, "started": me.create_time(), **record})
+        me = os.getpid()
+        kept = {"pid": me, "started": start_ticks(me), **record}
+        write_json(self._supervisor_file, kept, mode=0o600)
 
     def read_supervisor(self) -> dict[str, Any] | None:
         """The record of the supervisor that lives now, else None (a record of a dead one is ignored)."""
@@ -142,11 +142,8 @@ class StateFolder:
             return None
         try:
             process = psutil.Process(record["pid"])
-            alive = (
-                process.status() != psutil.STATUS_ZOMBIE
-                and abs(process.create_time() - record["started"]) < 1
-            )
-        except psutil.NoSuchProcess:
+            alive = process.status() != psutil.STATUS_ZOMBIE and start_ticks(process.pid) == record["started"]
+        except (psutil.NoSuchProcess, FileNotFoundError):
             return None
         return record if alive else None
 
@@ -172,6 +169,12 @@ class StateFolder:
 
     def read_observed(self) -> dict[str, Any]:
         return read_json(self._observed_file) or {}
+
+
+def start_ticks(pid: int) -> int:
+    """Clock ticks from boot to the start of a process: unlike a time of day it never moves."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19])
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:

@@ -21,7 +21,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -231,6 +231,8 @@ class Supervisor:
         """While starting, leave at once, wherever it waits; later, at the next look around."""
         # Ray's own handler, where it comes first, sets an alarm that aborts this process 3 s later.
         signal.alarm(0)
+        if self._stopping:
+            return
         self._stopping = True
         if self._phase != "running":
             raise _Stopped
@@ -298,13 +300,30 @@ def _stop_ray() -> None:
     import ray
     from ray import serve
 
+    from deployments.app import GATEWAY_APP
+
     if not ray.is_initialized():
         return
     try:
+        # Gateways first: their calls end and are settled while the engines are still there.
+        if GATEWAY_APP in serve.status().applications:
+            serve.delete(GATEWAY_APP)
         serve.shutdown()
     except Exception:  # a Ray that is broken already must not keep the rest from stopping
         logger.exception("Serve did not shut down in order")
     ray.shutdown()
+
+
+def _take(lock: IO[str]) -> bool:
+    """`sprat down` and a second `up` hold the lock for a moment, to look whether somebody else does."""
+    for _ in range(20):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
 
 
 def main() -> int:
@@ -317,10 +336,8 @@ def main() -> int:
     state = StateFolder(arguments.state)
     state.make()
     with state.lock_file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.error("another supervisor holds %s", state.lock_file)  # noqa: TRY400
+        if not _take(lock):
+            logger.error("another supervisor holds %s", state.lock_file)
             return 3
         state.write_supervisor({})
         return Supervisor(state, arguments.config, arguments.weights).run()

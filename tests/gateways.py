@@ -138,5 +138,5 @@ async def running_gateway(valkey_url: str, folder: Path, **changes: Any) -> Asyn
         finally:
             for engine in under_test.engines.values():
                 await engine.die()
-            await gateway.close()
+            await gateway.close(drain_s=0)
             await under_test.scheduler.close()

@@ -42,6 +42,9 @@ def parse_config(text: str, *, source: str, environ: Mapping[str, str] | None = 
         what = getattr(error, "problem", None) or "not valid YAML"
         fix = "check the indentation and the colons around this line"
         raise ConfigProblems(source, [Problem("(file)", str(what), fix, line)]) from error
+    except (ValueError, RecursionError) as error:  # a date that does not exist, a thousand brackets
+        problem = Problem("(file)", f"cannot be read as YAML: {error}", "quote odd values, nest less")
+        raise ConfigProblems(source, [problem]) from error
     if not isinstance(raw, dict):
         raise ConfigProblems(source, [Problem("(file)", "is not a mapping", "start from an example file")])
 

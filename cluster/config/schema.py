@@ -33,7 +33,6 @@ class GatewayConfig(Strict):
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1, le=64)
     max_body_bytes: int = Field(2 * 2**20, ge=1024)
-    max_connections: int = Field(1024, ge=1)
     request_timeout_s: float = Field(600.0, gt=0, description="longest a call may take, queue included")
     connect_timeout_s: float = Field(1.0, gt=0, description="longest a connection to a replica may take")
     max_attempts: int = Field(3, ge=1, le=8, description="replicas tried while no byte reached the client")

@@ -18,10 +18,10 @@ TOKENS_PER_MESSAGE_ESTIMATE = 6
 
 def features_of(body: Mapping[str, Any], *, header_tier: str | None = None) -> RequestFeatures:
     """`body` is a chat or completions body that passed the closed schema."""
-    texts = list(_texts(body))
-    size_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     tools = body.get("tools") or []
     messages = body.get("messages") or []
+    chat_tokens = sum(map(_tokens, _chat_texts(body))) + TOKENS_PER_MESSAGE_ESTIMATE * len(messages)
+    prompts = [_tokens(prompt) for prompt in _prompts(body)] or [chat_tokens]
     return RequestFeatures(
         model=body["model"],
         task=_task(body),
@@ -32,8 +32,9 @@ def features_of(body: Mapping[str, Any], *, header_tier: str | None = None) -> R
             if message.get("role") in ("system", "developer")
             for text in _content_texts(message.get("content"))
         ),
-        prompt_tokens_estimate=-(-size_bytes // BYTES_PER_TOKEN_ESTIMATE)
-        + TOKENS_PER_MESSAGE_ESTIMATE * len(messages),
+        prompt_tokens_estimate=sum(prompts),
+        longest_prompt_tokens=max(prompts),
+        sequences=len(prompts) * (body.get("n") or 1),
         max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
         has_tools=bool(tools),
         has_schema=(body.get("response_format") or {}).get("type") in ("json_schema", "json_object"),
@@ -47,17 +48,21 @@ def _task(body: Mapping[str, Any]) -> str | None:
     return task if isinstance(task, str) else None
 
 
-def _texts(body: Mapping[str, Any]) -> Iterator[str]:
+def _tokens(text: str) -> int:
+    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN_ESTIMATE)
+
+
+def _prompts(body: Mapping[str, Any]) -> list[str]:
+    prompt = body.get("prompt")
+    return [prompt] if isinstance(prompt, str) else list(prompt or [])
+
+
+def _chat_texts(body: Mapping[str, Any]) -> Iterator[str]:
     """Every text that the chat template puts before the model, tool definitions included."""
     for message in body.get("messages") or []:
         yield from _content_texts(message.get("content"))
         for call in message.get("tool_calls") or []:
             yield str(call.get("function", ""))
-    prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        yield prompt
-    elif isinstance(prompt, list):
-        yield from (text for text in prompt if isinstance(text, str))
     yield from (str(tool) for tool in body.get("tools") or [])
 
 

@@ -16,6 +16,9 @@ from cluster.types import Candidate, Decision, RequestFeatures
 
 POLICIES = {RulesPolicy.name: RulesPolicy}
 
+SURELY_TOO_LONG = 0.5
+"""Text of 8 bytes per token and more is rare: what is too long even then is refused without asking."""
+
 Option = tuple[PoolView, str | None]
 """A pool and the adapter to use on it (None: the base model itself)."""
 
@@ -46,7 +49,7 @@ class Router:
             options += [
                 (pool, None) for tier in self.view.tiers_above(top) for pool in self.view.pools_of_tier(tier)
             ]
-        fitting = [option for option in options if option[0].fits(features)]
+        fitting = [option for option in options if option[0].fits(features)] or _may_fit(features, options)
         if not fitting:
             raise _too_long(features, options)
         reason = choice.reason
@@ -96,19 +99,29 @@ class Router:
 
 
 def escalation(decision: Decision, failed: Candidate) -> Decision | None:
-    """What is left after a candidate's engine found the prompt too long: the pools with another tier."""
-    left = tuple(candidate for candidate in decision.candidates if candidate.tier != failed.tier)
+    """What is left after a candidate's engine found the prompt too long: the larger contexts."""
+    left = tuple(each for each in decision.candidates if each.context_tokens > failed.context_tokens)
     if not left:
         return None
     return Decision(left, f"{decision.reason};context>{failed.tier}", decision.policy, decision.large_price)
 
 
+def _may_fit(features: RequestFeatures, options: list[Option]) -> list[Option]:
+    """The largest context, where the estimate may be wrong: the engine's own count decides."""
+    largest = max(pool.context_tokens for pool, _ in options)
+    return [
+        option
+        for option in options
+        if option[0].context_tokens == largest and option[0].fits(features, share=SURELY_TOO_LONG)
+    ]
+
+
 def _too_long(features: RequestFeatures, options: list[Option]) -> ContextLengthExceeded:
     largest = max(options, key=lambda option: option[0].context_tokens)[0]
     return ContextLengthExceeded(
-        f"This call needs about {features.prompt_tokens_estimate} prompt tokens + "
+        f"This call needs about {features.longest_prompt_tokens} prompt tokens + "
         f"{largest.max_tokens(features)} output tokens; the largest context it may use holds "
         f"{largest.context_tokens}. "
         "Shorten the prompt or lower max_tokens.",
-        param="messages",
+        param="max_tokens" if features.max_tokens else "messages",
     )

@@ -22,8 +22,9 @@ class PoolView:
     def max_tokens(self, features: RequestFeatures) -> int:
         return features.max_tokens or self.default_max_tokens
 
-    def fits(self, features: RequestFeatures) -> bool:
-        return features.prompt_tokens_estimate + self.max_tokens(features) <= self.context_tokens
+    def fits(self, features: RequestFeatures, *, share: float = 1.0) -> bool:
+        """Whether the longest prompt and its answer fit. `share` of the estimate: below 1 to be generous."""
+        return features.longest_prompt_tokens * share + self.max_tokens(features) <= self.context_tokens
 
     def candidate(self, features: RequestFeatures, adapter: str | None) -> Candidate:
         """Cost is the worst case: all output tokens that the call may take."""
@@ -35,7 +36,10 @@ class PoolView:
             adapter=adapter,
             price=self.price,
             max_tokens=max_tokens,
-            estimated_cost_micro_usd=self.price.cost_micro_usd(features.prompt_tokens_estimate, max_tokens),
+            estimated_cost_micro_usd=self.price.cost_micro_usd(
+                features.prompt_tokens_estimate, max_tokens * features.sequences
+            ),
+            context_tokens=self.context_tokens,
         )
 
 

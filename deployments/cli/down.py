@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import click
 import psutil
@@ -31,6 +32,13 @@ def down(state: StateFolder, *, as_json: bool) -> None:
     click.echo(json.dumps({"stopped": True}) if as_json else "Stopped.")
 
 
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def stop_supervisor(pid: int) -> None:
     """SIGTERM, then wait. Raises StartError when something is still there after the timeout."""
     try:
@@ -43,20 +51,17 @@ def stop_supervisor(pid: int) -> None:
     with click.progressbar(
         length=int(STOP_TIMEOUT_S), label="Stopping", show_eta=False, file=sys.stderr
     ) as bar:
-        while (
-            time.monotonic() < deadline
-            and supervisor.is_running()
-            and supervisor.status() != psutil.STATUS_ZOMBIE
-        ):
+        while time.monotonic() < deadline and _runs(supervisor):
             time.sleep(1)
             bar.update(1)
-    left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    if supervisor.is_running() and supervisor.status() != psutil.STATUS_ZOMBIE:
+    left = [child for child in children if _runs(child)]
+    if _runs(supervisor):
         supervisor.kill()  # its children die with it
         _, left = psutil.wait_procs(children, timeout=10)
     for child in left:
         # A worker that Ray left behind; it was a child of our supervisor, so it is ours.
-        child.kill()
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     _, left = psutil.wait_procs(left, timeout=5)
     if left:
         raise StartError(

@@ -32,7 +32,7 @@ def route(
     state: StateFolder, body: str, *, as_json: bool, config_path: Path | None, tier: str | None
 ) -> None:
     """Print the routing decision for a request BODY (JSON, or - for standard input)."""
-    raw = (sys.stdin.read() if body == "-" else body).encode()
+    raw = (sys.stdin.read() if body == "-" else body).encode("utf-8", "replace")
     running = state.read_supervisor() or {}
     if config_path is None and "running" in running:
         config = ClusterConfig.model_validate(running["running"])

@@ -146,10 +146,18 @@ def _raise_if_failed(
     if ended or found["phase"] == "failed":
         problem = state.read_observed().get("problem") or _last_line(state.supervisor_log)
         raise StartError(f"the cluster did not start: {problem}")
+    if "DEPLOY_FAILED" in found.get("gateway", {}).get("serve", ""):
+        raise StartError(f"the gateway did not start: {_sentence(found['gateway']['problem'])}")
     for pool in found["pools"]:
         failed = [replica["detail"] for replica in pool["replicas"] if replica["state"] == "failed"]
         if "DEPLOY_FAILED" in pool["serve"]:
             raise StartError(f"pool {pool['name']!r} did not start: {(failed or [pool['problem']])[0]}")
+
+
+def _sentence(serve_message: str) -> str:
+    """Serve reports a traceback; its last line is our error."""
+    lines = [line.strip() for line in serve_message.splitlines() if "Error" in line or "port" in line]
+    return (lines or [serve_message])[-1]
 
 
 def _last_line(path: Path) -> str:

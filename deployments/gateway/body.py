@@ -22,6 +22,8 @@ MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_OUTPUT_TOKENS = 1_000_000
+MAX_SEQUENCES = 16
+MAX_BRANCHES = 256
 MAX_STOPS = 4  # also the most that vLLM takes
 
 
@@ -36,7 +38,7 @@ def parse_body(raw: bytes, fields: Mapping[str, Check], required: tuple[str, ...
     if _deeper_than(body, MAX_JSON_DEPTH):
         raise InvalidRequest(f"The body is nested deeper than {MAX_JSON_DEPTH} levels.")
     for name in required:
-        if name not in body:
+        if body.get(name) is None:
             raise InvalidRequest(
                 f"The field {name!r} is required.", param=name, code="missing_required_parameter"
             )
@@ -51,6 +53,13 @@ def parse_body(raw: bytes, fields: Mapping[str, Check], required: tuple[str, ...
     if body.get("stream_options") is not None and not body.get("stream"):
         raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
     _check_token_bounds(body)
+    prompts = body["prompt"] if isinstance(body.get("prompt"), list) else [None]
+    if len(prompts) * (body.get("n") or 1) > MAX_SEQUENCES:
+        raise InvalidRequest(
+            f"prompts x n may be at most {MAX_SEQUENCES} answers in one call.",
+            param="n",
+            code="invalid_value",
+        )
     return body
 
 
@@ -199,7 +208,9 @@ def _tool_calls(value: Any, name: str) -> None:
         raise _fail(name, f"a list of at most {MAX_TOOLS} calls")
     for call in value:
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or set(call) - {"id", "type", "function", "index"}:
+        if not isinstance(function, dict) or set(function) - {"name", "arguments"}:
+            raise _fail(f"{name}.function", "an object with name and arguments only")
+        if set(call) - {"id", "type", "function", "index"}:
             raise _fail(name, "a list of {id, type, function: {name, arguments}}")
         if not isinstance(function.get("name"), str) or not isinstance(function.get("arguments", ""), str):
             raise _fail(f"{name}.function", "an object with the strings name and arguments")
@@ -253,18 +264,32 @@ def _bounded_json(value: Any, name: str) -> None:
         raise _fail(name, f"at most {MAX_SCHEMA_BYTES} bytes")
     if _deeper_than(value, 16):
         raise _fail(name, "nested at most 16 levels")
-    for pattern in _patterns(value):
-        if not isinstance(pattern, str) or len(pattern) > 256:
-            raise _fail(name, "a schema whose patterns are strings of at most 256 characters")
+    if any(len(pattern) > 256 for pattern in _patterns(value)):
+        raise _fail(name, "a schema whose regular expressions have at most 256 characters")
+    if _branches(value) > MAX_BRANCHES:
+        raise _fail(name, f"a schema with at most {MAX_BRANCHES} alternatives (anyOf, oneOf, allOf, enum)")
 
 
-def _patterns(value: Any) -> list[Any]:
+def _patterns(value: Any) -> list[str]:
+    """The regular expressions of a schema: values of `pattern`, keys of `patternProperties`."""
     if isinstance(value, dict):
         own = [value["pattern"]] if isinstance(value.get("pattern"), str) else []
+        keyed = value.get("patternProperties")
+        own += list(keyed) if isinstance(keyed, dict) else []
         return own + [pattern for each in value.values() for pattern in _patterns(each)]
     if isinstance(value, list):
         return [pattern for each in value for pattern in _patterns(each)]
     return []
+
+
+def _branches(value: Any) -> int:
+    if isinstance(value, dict):
+        own = sum(len(value[key]) for key in BRANCHING if isinstance(value.get(key), list))
+        return own + sum(map(_branches, value.values()))
+    return sum(map(_branches, value)) if isinstance(value, list) else 0
+
+
+BRANCHING = ("anyOf", "oneOf", "allOf", "enum")
 
 
 def _prompt(value: Any, name: str) -> None:

@@ -68,6 +68,7 @@ class Call:
     grant: Grant | None = None
     _asked: bool = False
     _step: int = 0
+    _failures: int = 0
     _excluded: tuple[str, ...] = ()
     _usage: Usage = field(default_factory=lambda: Usage(0, 0))
 
@@ -78,13 +79,17 @@ class Call:
         while True:
             grant = await self._admit()
             try:
+                self._usage = self._prompt_only()
                 async with self._engine(grant) as answer:
                     raw = await answer.read()
-                self._usage = sse.usage_from(orjson.loads(raw))
+                self._usage = _usage_of_answer(raw)
             except EngineFailed as failure:
                 self._next_attempt(grant, failure)
             except PromptTooLongError as too_long:
                 self._climb(grant, too_long)
+            except InvalidRequest:
+                self._usage = Usage(0, 0)  # the engine refused it: nothing ran
+                raise
             else:
                 return raw
 
@@ -97,6 +102,7 @@ class Call:
             grant = await self._admit()
             sent = False
             try:
+                self._usage = self._prompt_only()
                 async with self._engine(grant) as answer:
                     async for event in self._relay(answer):
                         sent = True
@@ -108,6 +114,9 @@ class Call:
                 self._next_attempt(grant, failure)
             except PromptTooLongError as too_long:
                 self._climb(grant, too_long)
+            except InvalidRequest:
+                self._usage = Usage(0, 0)  # the engine refused it: nothing ran
+                raise
             else:
                 return
 
@@ -146,8 +155,8 @@ class Call:
     # Parts.
 
     async def _admit(self) -> Grant:
-        if self._step >= self.context.max_attempts:
-            raise EngineFailed(f"The engine failed {self._step} times for this call. Try again.")
+        if self._failures >= self.context.max_attempts:
+            raise EngineFailed(f"The engine failed {self._failures} times for this call. Try again.")
         # From here on Redis may hold a lease for us, also when this call is cancelled before the reply.
         self._asked = True
         answer = await self.context.scheduler.admit(
@@ -155,7 +164,7 @@ class Call:
                 request_id=self.request_id,
                 step=self._step,
                 candidates=self.decision.candidates,
-                tokens=self.features.prompt_tokens_estimate + self.decision.first.max_tokens,
+                tokens=self.features.tokens_at_most(self.decision.first.max_tokens),
                 large_price=self.decision.large_price,
                 lease_ttl_ms=LEASE_TTL_MS,
                 exclude_replicas=self._excluded,
@@ -192,11 +201,11 @@ class Call:
         show_usage = wants_usage(self.body)
         outputs = 0
         async for chunk in answer.chunks():
-            for event in splitter.feed(chunk):
+            for event in _events(splitter, chunk):
                 if event.startswith(b'data: {"error"'):
                     raise EngineFailed("The engine reported an error while generating.")
                 if sse.is_usage_event(event):
-                    self._usage = sse.usage_of(event)
+                    self._usage = _usage_of_answer(event.removeprefix(b"data: "))
                     if not show_usage:
                         continue
                 elif sse.is_done(event):
@@ -216,6 +225,7 @@ class Call:
         logger.warning("attempt %d of %s failed: %s", self._step, self.request_id, failure)
         self._excluded = (*self._excluded, grant.replica_id)
         self._usage = Usage(0, 0)
+        self._failures += 1
         self._step += 1
 
     def _climb(self, grant: Grant, too_long: PromptTooLongError) -> None:
@@ -224,7 +234,12 @@ class Call:
         if left is None:
             raise ContextLengthExceeded(str(too_long), param="messages") from None
         self.decision = left
+        self._usage = Usage(0, 0)
         self._step += 1
+
+    def _prompt_only(self) -> Usage:
+        """What is owed from the moment the engine accepted the call, should nothing more be learned."""
+        return Usage(self.features.prompt_tokens_estimate, 0, estimated=True)
 
     def _candidate(self) -> Candidate:
         return self.grant.candidate if self.grant is not None else self.decision.first
@@ -248,6 +263,20 @@ async def _accepted(
         if answer.status != 200:
             raise _refusal(answer.status, await answer.read())
         yield answer
+
+
+def _events(splitter: sse.EventSplitter, chunk: bytes) -> list[bytes]:
+    try:
+        return splitter.feed(chunk)
+    except ValueError as error:
+        raise EngineFailed("The engine sent an event that is too large.") from error
+
+
+def _usage_of_answer(raw: bytes) -> Usage:
+    try:
+        return sse.usage_from(orjson.loads(raw))
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise EngineFailed("The engine sent an answer that cannot be read.") from error
 
 
 def _refusal(status: int, raw: bytes) -> Exception:

@@ -38,6 +38,14 @@ class LeaseKeeper:
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
+    @property
+    def running(self) -> int:
+        """Calls that hold a lease."""
+        return len(self._live)
+
+    def alive(self) -> bool:
+        return not self._ticking.done()
+
     async def close(self) -> None:
         self._ticking.cancel()
         with suppress(asyncio.CancelledError):
@@ -74,6 +82,8 @@ class LeaseKeeper:
                 if reachable:
                     logger.warning("leases are not renewed: %s", error)
                 reachable = False
+            except Exception:  # a loop that ends silently would lose every lease of this gateway
+                logger.exception("leases could not be renewed this time")
             else:
                 reachable = True
 
@@ -82,6 +92,7 @@ class LeaseKeeper:
         if not grants:
             return
         for grant, kept in zip(grants, await self._scheduler.renew(grants, LEASE_TTL_MS), strict=True):
-            if not kept and grant.request_id in self._live:
+            # A retry may hold a newer grant of the same request by now.
+            if not kept and self._live.get(grant.request_id) is grant:
                 logger.warning("lease of %s was lost; the call goes on and is settled once", grant.request_id)
                 self._live.pop(grant.request_id, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -16,7 +18,11 @@ from deployments.gateway.leases import LeaseKeeper
 from deployments.gateway.server import GatewayServer
 from deployments.runtime import Runtime
 
-DRAIN_S = 10.0
+DRAIN_S = 30.0
+"""Longest wait for running calls when Serve stops the gateway."""
+
+CUT_S = 1.0
+"""aiohttp waits this long, twice, for the calls that are left, then cancels them."""
 
 
 @dataclass(slots=True)
@@ -26,9 +32,13 @@ class RunningGateway:
     runner: web.AppRunner
     context: CallContext
 
-    async def close(self) -> None:
-        """Stop listening, let running calls end for a while, settle all of them."""
-        await self.runner.shutdown()
+    async def close(self, drain_s: float = DRAIN_S) -> None:
+        """Stop listening, let running calls end for a while, cut the rest, settle all of them."""
+        for site in list(self.runner.sites):
+            await site.stop()
+        deadline = time.monotonic() + drain_s
+        while self.context.leases.running and time.monotonic() < deadline:  # noqa: ASYNC110 (bounded)
+            await asyncio.sleep(0.1)
         await self.runner.cleanup()
         await self.context.leases.close()
         await self.context.engines.close()
@@ -58,7 +68,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
     )
     # handler_cancellation: a client that leaves cancels its call, which aborts the engine and settles.
     runner = web.AppRunner(
-        server.application, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S
+        server.application, access_log=None, handler_cancellation=True, shutdown_timeout=CUT_S
     )
     await runner.setup()
     sock = bound_socket(config.gateway.host, config.gateway.port, reuse_port=True)
@@ -73,6 +83,8 @@ class GatewayReplica:
     def check_health(self) -> None:
         if not self._gateway.runner.sites:
             raise RuntimeError("the gateway does not listen any more")
+        if not self._gateway.context.leases.alive():
+            raise RuntimeError("the gateway does not renew its leases any more")
 
     async def __del__(self) -> None:
         if hasattr(self, "_gateway"):

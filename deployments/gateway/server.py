@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -15,13 +16,16 @@ import orjson
 from aiohttp import web
 
 from cluster.errors import (
+    BodyTimeout,
     BodyTooLarge,
     EngineFailed,
     EngineTimeout,
+    InvalidRequest,
     MethodNotAllowed,
     SpratError,
     UnknownModel,
     UnknownRoute,
+    UnsupportedEncoding,
 )
 from cluster.router.features import features_of
 from cluster.router.router import Router
@@ -36,6 +40,14 @@ logger = logging.getLogger("ray.serve")
 
 OPEN_ROUTES = frozenset({"/livez", "/readyz"})
 API_KEY: web.RequestKey[ApiKey] = web.RequestKey("sprat_key", ApiKey)
+
+CLOSING_TIMEOUT_S = 5.0
+"""How long a client that reads slowly may take for the last bytes."""
+
+BODY_TIMEOUT_S = 30.0
+"""How long a client may take to send its body."""
+
+HOST = re.compile(r"[A-Za-z0-9._\-\[\]:]{0,255}")
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 
@@ -120,6 +132,7 @@ class GatewayServer:
         """Our headers leave with the first event: until then an error is a status, and another replica
         may answer. After it, an error is the last event."""
         response: web.StreamResponse | None = None
+        failure: SpratError | None = None
         try:
             async with asyncio.timeout(self._request_timeout_s), aclosing(call.events()) as events:
                 async for event in events:
@@ -127,14 +140,22 @@ class GatewayServer:
                         response = web.StreamResponse(headers=call.headers() | STREAM_HEADERS)
                         await response.prepare(request)
                     await response.write(event)
-        except (TimeoutError, SpratError) as error:
-            failure = error if isinstance(error, SpratError) else self._timed_out()
-            if response is None:
-                raise failure from None
-            await response.write(sse.event(failure.to_openai()))
+        except TimeoutError:
+            failure = self._timed_out()
+        except SpratError as error:
+            failure = error
         if response is None:
-            raise EngineFailed("The engine sent an empty stream.")
-        await response.write_eof()
+            raise failure or EngineFailed("The engine sent an empty stream.")
+        # The engine is done: the slot is free, whatever the client does with the rest of its answer.
+        call.settle()
+        try:
+            async with asyncio.timeout(CLOSING_TIMEOUT_S):
+                if failure is not None:
+                    await response.write(sse.event(failure.to_openai()))
+                await response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
     def _timed_out(self) -> EngineTimeout:
@@ -166,6 +187,8 @@ class GatewayServer:
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Before any dispatch, on the parsed path alone (THREATS.md row 1)."""
+        if HOST.fullmatch(request.headers.get("host", "")) is None:
+            raise InvalidRequest("The Host header is not a host name.")
         if request.path not in OPEN_ROUTES:
             request[API_KEY] = await self._authenticator.key_of(request.headers.get("authorization"))
         return await handler(request)
@@ -177,10 +200,17 @@ async def _say_who_serves(_request: web.Request, response: web.StreamResponse) -
 
 
 async def _read(request: web.Request) -> bytes:
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedEncoding("Send the body as it is, without Content-Encoding.")
     try:
-        return await request.read()
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise BodyTooLarge(f"The body is larger than {request.client_max_size} bytes.") from error
+    except TimeoutError as error:
+        raise BodyTimeout(f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from error
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("The body is not complete.") from error
 
 
 @web.middleware
@@ -201,6 +231,10 @@ async def _errors_in_openai_shape(request: web.Request, handler: Handler) -> web
         raise
     except Exception:
         logger.exception("unexpected error in %s %s", request.method, request.path)
+        if request.transport is not None and request.writer.output_size > 0:
+            # Bytes are out: a second answer would be read as part of the first.
+            request.transport.abort()
+            raise
         return _error(SpratError("Internal error. The gateway's log has the details."))
 
 

@@ -45,10 +45,6 @@ def has_output(event: bytes) -> bool:
     )
 
 
-def usage_of(event: bytes) -> Usage:
-    return usage_from(orjson.loads(event[len(b"data: ") :]))
-
-
 def usage_from(body: dict[str, Any]) -> Usage:
     """From the `usage` object of a chunk or of a whole answer. Raises KeyError when there is none."""
     usage = body["usage"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+from deployments.free_port import bound_socket
 from deployments.sim.profile import LatencyProfile
+from tests.builders import ready_replica
 from tests.gateways import FAST, GatewayUnderTest, running_gateway
 
 pytestmark = pytest.mark.contract
@@ -293,7 +297,58 @@ async def test_a_client_that_leaves_stops_the_engine_and_settles(
             await asyncio.sleep(0.01)
     await gateway.until_no_lease(1.0)
     spent = (await gateway.scheduler.spend_today()).spent_micro_usd
-    assert (spent > 0) == stream, "a stream pays for the tokens it got; of a unary call nothing arrived"
+    assert spent > 0, "leaving early does not avoid the charge: the prompt, and what arrived of the answer"
+
+
+async def test_odd_requests_get_clean_errors(gateway: GatewayUnderTest) -> None:
+    await gateway.add_engine("specialist", "s1")
+
+    async with gateway.post({"model": "small"}, host="x/v1/models?") as response:
+        assert (response.status, "Host" in (await response.json())["error"]["message"]) == (400, True)
+    async with gateway.session.post(
+        gateway.url + "/chat/completions",
+        data=gzip.compress(b'{"model": "small"}'),
+        headers={"authorization": f"Bearer {gateway.key}", "content-encoding": "gzip"},
+    ) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (415, "unsupported_encoding")
+    async with gateway.post({"model": "small"}) as response:
+        assert response.headers["server"] == "sprat"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_that_talks_nonsense_is_a_clean_error(
+    gateway: GatewayUnderTest, *, stream: bool
+) -> None:
+    async def nonsense(_request: web.Request) -> web.Response:
+        return web.Response(body=b'data: {"choices":[],"usage":{"oops":1}}\n\n', status=200)
+
+    application = web.Application()
+    application.router.add_post("/v1/chat/completions", nonsense)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    sock = bound_socket("127.0.0.1")
+    await web.SockSite(runner, sock).start()
+    address = "{}:{}".format(*sock.getsockname())
+    await gateway.scheduler.heartbeat(ready_replica("odd", "specialist", address=address))
+
+    async with gateway.post({"model": "small", "stream": stream}) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (502, "engine_failed")
+
+    await gateway.until_no_lease()
+    await runner.cleanup()
+
+
+async def test_a_gateway_that_stops_lets_running_calls_end(gateway: GatewayUnderTest) -> None:
+    engine = await gateway.add_engine("specialist", "s1", profile=SLOW)
+    call = asyncio.create_task(_complete(gateway, {"model": "small", "max_tokens": 40}))
+    async with asyncio.timeout(2):
+        while not engine.running:
+            await asyncio.sleep(0.01)
+
+    await gateway.gateway.close(drain_s=5)
+
+    assert await call == 200
+    assert (await gateway.scheduler.spend_today()).calls == 1
 
 
 async def test_a_call_that_takes_too_long_ends(

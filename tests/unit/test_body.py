@@ -88,6 +88,21 @@ def test_what_clients_use_passes(changes: dict[str, Any]) -> None:
         ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"tools": [{"type": "function", "function": {"name": "f", "exec": 1}}]}, "tools[0].function"),
         ({"store": True}, "store"),
+        ({"messages": None}, "messages"),
+        ({"model": None}, "model"),
+        ({"response_format": schema_format({"patternProperties": {"a" * 300: {}}})}, "response_format"),
+        ({"response_format": schema_format({"enum": list(range(300))})}, "response_format"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "f", "arguments": "", "x": 1}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls.function",
+        ),
         ({"metadata": nested(40)}, None),
     ],
 )
@@ -107,7 +122,11 @@ def test_no_json_no_service(raw: bytes) -> None:
 
 def test_completions_take_prompts_only() -> None:
     assert completion_body(b'{"model":"auto","prompt":["a","b"]}')["prompt"] == ["a", "b"]
-    for bad in (b'{"model":"auto","prompt":[1,2]}', b'{"model":"auto","prompt":"a","echo":true}'):
+    for bad in (
+        b'{"model":"auto","prompt":[1,2]}',
+        b'{"model":"auto","prompt":"a","echo":true}',
+        b'{"model":"auto","prompt":["a","b","c"],"n":8}',
+    ):
         with pytest.raises(InvalidRequest):
             completion_body(bad)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -29,7 +28,7 @@ from deployments import preflight
 from deployments.cli import main as command_line
 from deployments.cli import up
 from deployments.free_port import bound_socket, free_port
-from deployments.state_folder import StateFolder, write_json
+from deployments.state_folder import StateFolder, start_ticks, write_json
 from deployments.supervisor import config_digest
 from deployments.weights import all_pools
 from deployments.weights.store import WeightsStore
@@ -474,7 +473,7 @@ def test_down_ends_the_recorded_supervisor(sprat: Sprat, state: StateFolder) -> 
     state.make()
     write_json(
         state.path / "supervisor.json",
-        {"pid": child.pid, "started": psutil.Process(child.pid).create_time()},
+        {"pid": child.pid, "started": start_ticks(child.pid)},
     )
 
     finished = sprat("down")
@@ -545,6 +544,8 @@ def test_status_shows_the_replicas_of_the_directory(
         await scheduler.close()
 
     asyncio.run(beat())
+    assert json.loads(sprat("status", "--json").out)["ready"] is False, "no gateway runs yet"
+    state.write_observed({"serve": {"gateway": {"status": "RUNNING"}}})
     found = json.loads(sprat("status", "--json").out)
 
     assert found["ready"] is True

@@ -74,7 +74,7 @@ def test_a_narrow_call_may_fall_back_to_the_larger_tier() -> None:
 
 
 def test_a_call_that_does_not_fit_goes_up_by_itself() -> None:
-    long = {"metadata": {"task": "classify"}, "messages": [{"role": "user", "content": "word " * 300}]}
+    long = {"metadata": {"task": "classify"}, "messages": [{"role": "user", "content": "word " * 500}]}
 
     decision = route(long)
 
@@ -82,6 +82,26 @@ def test_a_call_that_does_not_fit_goes_up_by_itself() -> None:
     assert [each.tier for each in decision.candidates] == ["large"]
     with pytest.raises(ContextLengthExceeded, match="holds 256"):
         route(long | {"model": "small"})
+
+
+def test_where_the_estimate_may_be_wrong_the_engine_decides() -> None:
+    """380 estimated tokens may be 190 real ones; only what is too long even then is refused here."""
+    decision = route({"model": "small", "messages": [{"role": "user", "content": "word " * 300}]})
+
+    assert decision.first.pool == "specialist"
+
+
+def test_several_prompts_and_answers_are_one_call_with_all_its_tokens() -> None:
+    features = features_of({"model": "small", "prompt": ["x" * 400, "y" * 800], "n": 3})
+
+    assert (features.prompt_tokens_estimate, features.longest_prompt_tokens, features.sequences) == (
+        300,
+        200,
+        6,
+    )
+    assert features.tokens_at_most(50) == 600
+    decision = Router.of(config_of(simulated())).route(features)
+    assert decision.first.estimated_cost_micro_usd == decision.first.price.cost_micro_usd(300, 6 * 16)
 
 
 def test_max_tokens_counts_towards_the_context() -> None:
@@ -114,6 +134,19 @@ def test_after_an_engine_found_the_prompt_too_long_the_larger_tier_is_left() -> 
     assert [each.tier for each in left.candidates] == ["large"]
     assert left.reason == "rule:narrow;context>small"
     assert escalation(left, left.first) is None
+
+
+def test_a_larger_context_of_the_same_tier_is_left_too() -> None:
+    raw = simulated()
+    raw["pools"]["roomy"] = raw["pools"]["specialist"] | {"context_tokens": 1024}
+    decision = Router.of(config_of(raw)).route(features_of({"model": "small", "prompt": "hi"}))
+    assert [each.pool for each in decision.candidates] == ["roomy", "specialist"]
+    tight = next(each for each in decision.candidates if each.pool == "specialist")
+
+    left = escalation(decision, tight)
+
+    assert left is not None
+    assert [each.pool for each in left.candidates] == ["roomy"]
 
 
 def test_features_see_parts_tools_and_turns() -> None:

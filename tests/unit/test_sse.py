@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from cluster.types import Usage
@@ -33,7 +34,7 @@ def test_events_are_told_apart() -> None:
     assert [sse.has_output(event) for event in EVENTS] == [False, True, False, False]
     assert [sse.is_usage_event(event) for event in EVENTS] == [False, False, True, False]
     assert [sse.is_done(event) for event in EVENTS] == [False, False, False, True]
-    assert sse.usage_of(EVENTS[2]) == Usage(prompt_tokens=7, output_tokens=2)
+    assert sse.usage_from(orjson.loads(EVENTS[2][6:])) == Usage(prompt_tokens=7, output_tokens=2)
 
 
 def test_an_endless_event_is_refused() -> None:

@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.errors import StartError
 from deployments import state_folder
-from deployments.state_folder import StateFolder, read_json, write_json, write_text
+from deployments.state_folder import StateFolder, read_json, start_ticks, write_json, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -246,7 +245,7 @@ def write_record_of(state: StateFolder, pid: int, started: float) -> None:
 
 def test_the_record_of_a_dead_supervisor_is_ignored(state: StateFolder) -> None:
     child = subprocess.Popen(["sleep", "60"])
-    write_record_of(state, child.pid, psutil.Process(child.pid).create_time())
+    write_record_of(state, child.pid, start_ticks(child.pid))
     assert state.read_supervisor() is not None
 
     child.send_signal(signal.SIGKILL)
