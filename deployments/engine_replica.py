@@ -26,6 +26,7 @@ from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import HEARTBEAT_PERIOD_S
 from cluster.types import ReplicaPhase, ReplicaState
 from deployments.runtime import Runtime
+from deployments.serve_address import keep_serve_on_node_address
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,6 +41,7 @@ class EngineReplica:
     simulated = False
 
     async def __init__(self, pool_name: str, runtime: Runtime) -> None:  # type: ignore[misc]  # Serve awaits it
+        keep_serve_on_node_address()
         self.pool_name = pool_name
         self.runtime = runtime
         self.pool: PoolConfig = runtime.config.pools[pool_name]

@@ -17,6 +17,7 @@ from deployments.gateway.call import CallContext
 from deployments.gateway.leases import LeaseKeeper
 from deployments.gateway.server import GatewayServer
 from deployments.runtime import Runtime
+from deployments.serve_address import keep_serve_on_node_address
 
 DRAIN_S = 30.0
 """Longest wait for running calls when Serve stops the gateway."""
@@ -78,6 +79,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
 
 class GatewayReplica:
     async def __init__(self, runtime: Runtime) -> None:  # type: ignore[misc]  # Serve awaits it
+        keep_serve_on_node_address()
         self._gateway = await start_gateway(runtime)
 
     def check_health(self) -> None:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,12 +140,43 @@ def test_up_status_down(sprat: CommandLine) -> None:
     assert sprat.run("logs", "supervisor").returncode == 0
     assert sprat.run("logs", "specialist").returncode == 0
     assert sprat.ours()
+    pids = {each.pid for each in sprat.ours()}
+    listening = [each for each in psutil.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    outside = [each for each in listening if each.pid in pids and not each.laddr.ip.endswith("127.0.0.1")]
+    assert outside == [], "everything listens on loopback"
 
     assert sprat.run("down").returncode == 0
 
     sprat.until_nothing_runs(5)
     assert not sprat.state.runtime.exists()
     assert json.loads(sprat.run("status", "--json").stdout)["phase"] == "down"
+
+
+def test_down_lets_a_running_call_end(sprat: CommandLine) -> None:
+    slow = {"base_ttft_ms": 1, "prefill_tokens_per_s": 1e6, "decode_tokens_per_s": 25}
+    up = sprat.run("up", sprat.config(pools__specialist__simulated=slow), "--json", "--no-examples")
+    assert up.returncode == 0, up.stderr
+    started = json.loads(up.stdout)
+    request = urllib.request.Request(
+        started["endpoint"] + "/chat/completions",
+        data=json.dumps(
+            {"model": "small", "max_tokens": 150, "messages": [{"role": "user", "content": "hi"}]}
+        ).encode(),
+        headers={"authorization": f"Bearer {started['api_key']}"},
+    )
+
+    def call() -> int:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["usage"]["completion_tokens"]
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(call)
+        time.sleep(1)
+        down = sprat.run("down")
+
+    assert answer.result() == 150
+    assert down.returncode == 0, down.stderr
+    assert "did not shut down in order" not in sprat.state.supervisor_log.read_text()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
