@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
@@ -150,7 +150,7 @@ def serve_states() -> dict[str, dict[str, Any]]:
     return states
 
 
-def unplaceable(config: ClusterConfig, nodes: Iterable[NodeState]) -> Mapping[str, str]:
+def unplaceable(config: ClusterConfig, nodes: Iterable[NodeState]) -> dict[str, str]:
     """Pools that no node can hold, with the sentence that says why."""
     known = list(nodes)
     reasons = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.clock import SystemClock
 from cluster.config import ClusterConfig
-from cluster.cost import prices, usd
+from cluster.cost import pool_price, usd
 from cluster.errors import SchedulerUnavailable
 from cluster.scheduler.redis_scheduler import RedisScheduler, connect
 from cluster.types import PoolLoad, ReplicaPhase, Spend
@@ -69,7 +69,8 @@ async def cluster_status(state: StateFolder) -> dict[str, Any]:
 
 def _pool(config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, Any]) -> dict[str, Any]:
     pool = config.pools[name]
-    price = prices(config)[name]
+    node = config.node_classes[pool.node_class]
+    price = pool_price(pool, node)
     serve = observed.get("serve", {}).get(name, {})
     return {
         "name": name,
@@ -87,7 +88,7 @@ def _pool(config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, 
             "source": "declared node price / measured throughput",
             "prompt_usd_per_mtok": usd(price.prompt_micro_usd_per_mtok),
             "output_usd_per_mtok": usd(price.output_micro_usd_per_mtok),
-            "node_usd_per_hour": config.node_classes[pool.node_class].usd_per_hour,
+            "node_usd_per_hour": node.usd_per_hour,
         },
     }
 

@@ -59,7 +59,6 @@ class Supervisor:
         self._kept = False
         self._phase = "starting"
         self._problem = ""
-        self._unplaceable: dict[str, str] = {}
 
     def run(self) -> int:
         """Returns the exit status: 0 after an ordered stop."""
@@ -103,9 +102,9 @@ class Supervisor:
         from deployments import app
 
         nodes = app.ray_nodes()
-        self._unplaceable = dict(app.unplaceable(self._config, nodes))
-        if self._unplaceable:
-            raise StartError(" ".join(self._unplaceable.values()))
+        unplaceable = app.unplaceable(self._config, nodes)
+        if unplaceable:
+            raise StartError(" ".join(unplaceable.values()))
         runtime = Runtime(
             config=self._config,
             redis_url=redis_url,
@@ -173,7 +172,6 @@ class Supervisor:
         from deployments import app
 
         nodes = app.ray_nodes()
-        self._unplaceable = dict(app.unplaceable(self._config, nodes))
         self._publish(
             {
                 "phase": self._phase,
@@ -189,7 +187,7 @@ class Supervisor:
                     for node in nodes
                 ],
                 "serve": app.serve_states(),
-                "unplaceable": self._unplaceable,
+                "unplaceable": app.unplaceable(self._config, nodes),
             }
         )
 

@@ -30,7 +30,6 @@ from deployments.weights.all_pools import ensure_weights
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "laptop.yaml"
 POLL_S = 0.5
-PRINT_EVERY_S = 5.0
 
 
 @click.command()

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from cluster.cost import usd
 from cluster.errors import (
     AtCapacity,
     ContextLengthExceeded,
@@ -83,13 +84,8 @@ class Call:
                 async with self._engine(grant) as answer:
                     raw = await answer.read()
                 self._usage = _usage_of_answer(raw)
-            except EngineFailed as failure:
-                self._next_attempt(grant, failure)
-            except PromptTooLongError as too_long:
-                self._climb(grant, too_long)
-            except InvalidRequest:
-                self._usage = Usage(0, 0)  # the engine refused it: nothing ran
-                raise
+            except UNANSWERED as failure:
+                self._recover(grant, failure)
             else:
                 return raw
 
@@ -107,16 +103,11 @@ class Call:
                     async for event in self._relay(answer):
                         sent = True
                         yield event
-            except EngineFailed as failure:
+            except UNANSWERED as failure:
                 if sent:
                     logger.warning("engine of %s was lost in mid-stream", self.request_id)
                     raise
-                self._next_attempt(grant, failure)
-            except PromptTooLongError as too_long:
-                self._climb(grant, too_long)
-            except InvalidRequest:
-                self._usage = Usage(0, 0)  # the engine refused it: nothing ran
-                raise
+                self._recover(grant, failure)
             else:
                 return
 
@@ -148,8 +139,8 @@ class Call:
 
     def money_headers(self) -> dict[str, str]:
         return {
-            "x-sprat-cost-usd": f"{self.cost_micro_usd() / 1e6:.6f}",
-            "x-sprat-saved-usd": f"{self.saved_micro_usd() / 1e6:.6f}",
+            "x-sprat-cost-usd": f"{usd(self.cost_micro_usd()):.6f}",
+            "x-sprat-saved-usd": f"{usd(self.saved_micro_usd()):.6f}",
         }
 
     # Parts.
@@ -219,22 +210,24 @@ class Call:
             raise EngineFailed("The engine ended the stream early.")
 
     def _money(self) -> dict[str, float]:
-        return {"cost_usd": self.cost_micro_usd() / 1e6, "saved_usd": self.saved_micro_usd() / 1e6}
+        return {"cost_usd": usd(self.cost_micro_usd()), "saved_usd": usd(self.saved_micro_usd())}
 
-    def _next_attempt(self, grant: Grant, failure: EngineFailed) -> None:
-        logger.warning("attempt %d of %s failed: %s", self._step, self.request_id, failure)
-        self._excluded = (*self._excluded, grant.replica_id)
+    def _recover(self, grant: Grant, failure: Exception) -> None:
+        """Make ready for the next attempt, or raise what the client gets. Nothing is owed for this one:
+        no answer came of it."""
         self._usage = Usage(0, 0)
-        self._failures += 1
-        self._step += 1
-
-    def _climb(self, grant: Grant, too_long: PromptTooLongError) -> None:
-        """The engine counted more tokens than the estimate: the next tier, where the call may go up."""
-        left = escalation(self.decision, grant.candidate)
-        if left is None:
-            raise ContextLengthExceeded(str(too_long), param="messages") from None
-        self.decision = left
-        self._usage = Usage(0, 0)
+        if isinstance(failure, InvalidRequest):
+            raise failure
+        if isinstance(failure, PromptTooLongError):
+            # The engine counted more tokens than the estimate: a larger context, where there is one.
+            left = escalation(self.decision, grant.candidate)
+            if left is None:
+                raise ContextLengthExceeded(str(failure), param="messages") from None
+            self.decision = left
+        else:
+            logger.warning("attempt %d of %s failed: %s", self._step, self.request_id, failure)
+            self._excluded = (*self._excluded, grant.replica_id)
+            self._failures += 1
         self._step += 1
 
     def _prompt_only(self) -> Usage:
@@ -252,6 +245,10 @@ class Call:
 
 class PromptTooLongError(Exception):
     """The engine's own count of the prompt does not fit its context."""
+
+
+UNANSWERED = (EngineFailed, PromptTooLongError, InvalidRequest)
+"""What can come of an attempt in place of an answer."""
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,12 @@ import pytest
 from aiohttp import web
 
 from deployments.free_port import bound_socket
-from deployments.sim.profile import LatencyProfile
 from tests.builders import ready_replica
 from tests.gateways import FAST, GatewayUnderTest, running_gateway
 
 pytestmark = pytest.mark.contract
 
-SLOW = LatencyProfile(
-    prefill_tokens_per_s=1e6,
-    decode_tokens_per_s=50,
-    base_ttft_ms=1,
-    max_concurrency=16,
-    slowdown_per_request=0,
-)
+SLOW = replace(FAST, decode_tokens_per_s=50)
 NARROW = {"metadata": {"task": "classify"}}
 
 
@@ -219,9 +213,12 @@ async def test_a_prompt_that_the_engine_finds_too_long_goes_up(gateway: GatewayU
         assert response.status == 200, await response.text()
         assert response.headers["x-sprat-tier"] == "large"
         assert response.headers["x-sprat-reason"] == "rule:narrow;context>small"
+    await gateway.until_no_lease()
+    spent = (await gateway.scheduler.spend_today()).spent_micro_usd
     async with gateway.post(body | {"model": "small"}) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (400, "context_length_exceeded")
     await gateway.until_no_lease()
+    assert (await gateway.scheduler.spend_today()).spent_micro_usd == spent, "a refused call costs nothing"
 
 
 @pytest.mark.parametrize("stream", [False, True])
