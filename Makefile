@@ -5,7 +5,7 @@ CONFIG ?= deployments/examples/laptop.yaml
 SPRAT := .venv/bin/sprat --state $(STATE)
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: setup up down status lint types unit contract integration e2e test lock clean
+.PHONY: setup up down status lint types unit postgres contract integration e2e test lock clean
 
 setup:
 	@./setup.sh
@@ -29,7 +29,10 @@ types: setup
 unit: setup
 	$(PYTEST) tests/unit tests/test_architecture.py tests/test_docs.py
 
-contract: setup
+postgres:
+	@tests/install_postgres.sh
+
+contract: setup postgres
 	$(PYTEST) tests/contract tests/property
 
 integration: setup

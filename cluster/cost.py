@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
+
 from cluster.config import ClusterConfig, NodeClass, PoolConfig
+from cluster.tenants import MAX_MICRO_USD
 from cluster.types import TOKENS_PER_PRICE_UNIT, Price
 
 MICRO_USD_PER_USD = 1_000_000
 SECONDS_PER_HOUR = 3600
+
+AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
 
 
 def pool_price(pool: PoolConfig, node: NodeClass) -> Price:
@@ -31,6 +37,17 @@ def prices(config: ClusterConfig) -> dict[str, Price]:
 def large_price(config: ClusterConfig) -> Price:
     """What "saved" is measured against: the first pool of the last (largest) tier."""
     return prices(config)[config.pools_of_tier(config.tiers[-1])[0]]
+
+
+def micro_usd(text: str) -> int:
+    """From an amount that a person wrote (`5`, `0.25`, `12.000001`), exactly. ValueError says what is wrong
+    with it: not positive, more than six decimals, too large to count."""
+    if not AMOUNT.fullmatch(text):
+        raise ValueError(f"{text!r} is no amount of USD; write it as 5 or 0.25, with at most 6 decimals")
+    amount = int(Decimal(text) * MICRO_USD_PER_USD)
+    if not 0 < amount <= MAX_MICRO_USD:
+        raise ValueError(f"{text} USD is not between 0.000001 and {MAX_MICRO_USD // MICRO_USD_PER_USD}")
+    return amount
 
 
 def usd(micro_usd: int) -> float:

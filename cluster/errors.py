@@ -114,6 +114,62 @@ class AtCapacity(SpratError):
     code = "at_capacity"
 
 
+class RateLimited(SpratError):
+    """A rate limit of the key or the tenant."""
+
+    status = 429
+    error_type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class RequestTooLargeForLimit(InvalidRequest):
+    """No waiting helps: the call is larger than the limit allows at once."""
+
+    code = "request_exceeds_rate_limit"
+
+
+class IdempotencyKeyReused(SpratError):
+    status = 422
+    error_type = "invalid_request_error"
+    code = "idempotency_key_reused"
+
+
+class IdempotencyKeyInUse(SpratError):
+    status = 409
+    error_type = "invalid_request_error"
+    code = "idempotency_key_in_use"
+
+
+class IdempotentCallCompleted(SpratError):
+    status = 409
+    error_type = "invalid_request_error"
+    code = "already_completed"
+
+
+class BudgetExceeded(SpratError):
+    """The worst case of the call does not fit the budget. No Retry-After: it would not help."""
+
+    status = 429
+    error_type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class BudgetUnavailable(SpratError):
+    """The budget cannot be checked now, so the call is not made."""
+
+    status = 503
+    error_type = "server_error"
+    code = "budget_unavailable"
+
+
+class DeadlineExceeded(SpratError):
+    """The call waited until its deadline and was never started."""
+
+    status = 504
+    error_type = "server_error"
+    code = "deadline_exceeded"
+
+
 class EngineFailed(SpratError):
     """The engine broke and no other candidate could answer."""
 
@@ -134,6 +190,14 @@ class SchedulerUnavailable(SpratError):
     status = 503
     error_type = "server_error"
     code = "scheduler_unavailable"
+
+
+class StoreUnavailable(SpratError):
+    """The SQL store is slow or gone."""
+
+    status = 503
+    error_type = "server_error"
+    code = "store_unavailable"
 
 
 class EngineTimeout(SpratError):

@@ -98,6 +98,11 @@ class StateFolder:
         return self.path / "supervisor.lock"
 
     @property
+    def journal_folder(self) -> Path:
+        """Settles that are not in the ledger yet: money."""
+        return self.path / "journal"
+
+    @property
     def store_file(self) -> Path:
         return self.path / "store.sqlite"
 

@@ -27,9 +27,10 @@ import psutil
 
 from cluster.config import ClusterConfig, load_config
 from cluster.errors import SpratError, StartError
-from cluster.store import sqlite_url
+from cluster.store import open_store
 from deployments.runtime import Runtime
 from deployments.state_folder import Secrets, StateFolder
+from deployments.store_location import store_url
 from deployments.valkey import start_server, stop_server
 
 logger = logging.getLogger("sprat.supervisor")
@@ -89,6 +90,10 @@ class Supervisor:
     # Starting.
 
     def _start(self) -> None:
+        self._tell("opening the SQL store")
+        store = store_url(self._state, self._config.store.url)
+        self._state.write_supervisor({"store_url": store})
+        open_store(store).dispose()  # brings it to the newest revision before any gateway asks
         self._tell("starting Valkey")
         self._state.make_runtime()
         redis_url = self._config.redis.url or os.environ.get("REDIS_URL", "")
@@ -97,7 +102,7 @@ class Supervisor:
             redis_url = f"unix://{self._state.valkey_socket}"
         self._tell("starting Ray")
         address = self._start_ray()
-        self._state.write_supervisor(self._record(redis_url, address))
+        self._state.write_supervisor(self._record(redis_url, store, address))
 
         from deployments import app
 
@@ -108,7 +113,8 @@ class Supervisor:
         runtime = Runtime(
             config=self._config,
             redis_url=redis_url,
-            store_url=sqlite_url(self._state.store_file),
+            store_url=store,
+            journal_folder=str(self._state.journal_folder),
             weights=self._weights,
             gateway_token=self._secrets.gateway_token,
             pepper=self._secrets.pepper,
@@ -208,13 +214,14 @@ class Supervisor:
         self._problem = problem
         self._tell("failed")
 
-    def _record(self, redis_url: str, ray_address: str) -> dict[str, Any]:
+    def _record(self, redis_url: str, store: str, ray_address: str) -> dict[str, Any]:
         return {
             "config": str(self._config_path.absolute()),
             # What runs, environment overrides included; the file may change meanwhile.
             "running": self._config.model_dump(mode="json", by_alias=True),
             "config_digest": config_digest(self._config),
             "redis_url": redis_url,
+            "store_url": store,
             "ray_address": ray_address,
             "endpoint": f"http://{self._config.gateway.host}:{self._config.gateway.port}/v1",
         }

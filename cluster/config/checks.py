@@ -11,6 +11,8 @@ from cluster.config.problems import Problem
 from cluster.config.schema import AUTO, ClusterConfig, PoolConfig, adapter_name
 from cluster.sources import PackageSource, parse_source
 
+STORE_URL = re.compile(r"postgres(ql)?(\+psycopg)?://|sqlite:////")
+
 
 def cross_check(config: ClusterConfig) -> Iterator[Problem]:
     """What single fields cannot know: references, clashes of names, arithmetic between fields."""
@@ -38,6 +40,12 @@ def cross_check(config: ClusterConfig) -> Iterator[Problem]:
         if not config.pools_of_tier(tier):
             yield Problem("tiers", f"tier {tier!r} has no pool", "give a pool this tier or remove it")
     yield from _check_router(config)
+    if config.store.url and not STORE_URL.match(config.store.url):
+        yield Problem(
+            "store.url",
+            "is neither a PostgreSQL nor a SQLite file with an absolute path",
+            "use postgresql://USER:PASSWORD@HOST/DATABASE, sqlite:////ABSOLUTE/PATH or nothing",
+        )
 
 
 def _name_clashes(config: ClusterConfig) -> Iterator[Problem]:

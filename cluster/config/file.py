@@ -21,6 +21,9 @@ from cluster.errors import ConfigError
 
 ENV_PREFIX = "SPRAT__"
 
+MAY_HOLD_A_PASSWORD = frozenset({"url"})
+"""Settings whose value no message repeats."""
+
 
 def load_config(path: Path, environ: Mapping[str, str] | None = None) -> ClusterConfig:
     """Read, override, validate and cross-check. Raises ConfigProblems, or ConfigError if unreadable."""
@@ -119,7 +122,8 @@ def _from_pydantic(item: Any, lines: Mapping[tuple[str, ...], int]) -> Problem:
         field = _field_at(loc)
         hint = f" ({field.description})" if field is not None and field.description else ""
         return Problem(path, "is missing", f"add {loc[-1]}{hint}", line)
-    return Problem(path, f"{message} (got {item['input']!r})", _fix_for(kind, item.get("ctx", {})), line)
+    got = "" if loc and loc[-1] in MAY_HOLD_A_PASSWORD else f" (got {item['input']!r})"
+    return Problem(path, f"{message}{got}", _fix_for(kind, item.get("ctx", {})), line)
 
 
 def _fix_for(kind: str, context: Mapping[str, Any]) -> str:
@@ -182,4 +186,7 @@ def _apply_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
         try:
             target[leaf] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{variable} is not YAML: {value!r}. Quote it, or correct it.") from error
+            got = "" if leaf in MAY_HOLD_A_PASSWORD else f": {value!r}"
+            raise ConfigError(f"{variable} is not YAML{got}. Quote it, or correct it.") from (
+                None if leaf in MAY_HOLD_A_PASSWORD else error
+            )

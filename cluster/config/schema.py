@@ -42,6 +42,41 @@ class RedisConfig(Strict):
     """`url` empty: REDIS_URL from the environment, else an embedded Valkey on a unix socket."""
 
     url: str = ""
+    timeout_ms: int = Field(250, ge=10, le=10_000, description="longest wait for one answer")
+    connect_timeout_ms: int = Field(250, ge=10, le=10_000)
+    failures_to_open: int = Field(3, ge=1, le=100, description="in a row, until calls stop asking Redis")
+
+
+class StoreConfig(Strict):
+    """`url` empty: SPRAT_STORE_URL from the environment, else a SQLite file in the state folder.
+
+    Any string here: `checks.py` refuses a wrong one without repeating it, because it may hold a password."""
+
+    url: str = ""
+
+
+class PerClass(Strict):
+    """One number for each class of calls."""
+
+    interactive: float = Field(ge=0)
+    normal: float = Field(ge=0)
+    batch: float = Field(ge=0)
+
+
+class SchedulerConfig(Strict):
+    """How calls wait for a slot, what a second of waiting is worth, and what holds while Redis is away."""
+
+    longest_queue: int = Field(256, ge=0, le=100_000, description="waiting calls per pool; 0: nobody waits")
+    longest_wait_s: PerClass = PerClass(interactive=10, normal=60, batch=600)
+    ageing_s: float = Field(30.0, gt=0, description="a waiting call rises by one class after this long")
+    delay_usd_per_hour: PerClass = PerClass(interactive=0.36, normal=0.036, batch=0.0)
+    adapter_load_s: float = Field(2.0, ge=0, description="expected time to load an adapter")
+    charge_lost_calls: bool = Field(
+        default=True, description="charge the hold of a call whose gateway died after sending it to an engine"
+    )
+    soft_allowance_usd: float = Field(
+        0.0, ge=0, le=1e6, description="per gateway and soft budget, while Redis is away"
+    )
 
 
 class NodeClass(Strict):
@@ -97,6 +132,9 @@ class PoolConfig(Strict):
     replicas: int = Field(1, ge=1, le=1000)
     context_tokens: int = Field(ge=16)
     max_concurrency: int = Field(8, ge=1, le=4096)
+    max_outstanding_tokens: int = Field(
+        0, ge=0, description="prompt + output tokens that one replica may have promised; 0: no cap"
+    )
     default_max_tokens: int = Field(1024, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     tensor_parallel: int = Field(1, ge=1, le=64)
@@ -151,6 +189,8 @@ class ClusterConfig(Strict):
     name: Name = "sprat"
     gateway: GatewayConfig = GatewayConfig()
     redis: RedisConfig = RedisConfig()
+    store: StoreConfig = StoreConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
     node_classes: dict[Name, NodeClass] = Field(min_length=1)
     base_models: dict[ModelName, BaseModelConfig] = Field(min_length=1)
     adapters: dict[AdapterId, AdapterConfig] = {}

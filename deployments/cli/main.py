@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cluster.errors import ConfigError, SpratError
-from deployments.cli import bench, check, down, logs, route, status, up
+from deployments.cli import bench, budget, check, down, keys, logs, route, status, up
 from deployments.state_folder import STATE_VARIABLE, StateFolder
 from deployments.version import version
 
@@ -29,7 +29,10 @@ def sprat(context: click.Context, state: Path) -> None:
     context.obj = StateFolder(state.absolute())
 
 
-for command in (up.up, down.down, status.status, check.check, route.route, logs.logs, bench.bench):
+for command in (
+    *(up.up, down.down, status.status, check.check, route.route, logs.logs),
+    *(keys.keys, budget.budget, bench.bench),
+):
     sprat.add_command(command)
 
 

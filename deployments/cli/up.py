@@ -18,10 +18,10 @@ from rich.live import Live
 
 from cluster.config import ClusterConfig, load_config
 from cluster.errors import SpratError, StartError
-from cluster.store import KeyStore, open_store, sqlite_url
 from deployments.cli import example_calls
 from deployments.cli.down import stop_supervisor
 from deployments.cli.status import summary
+from deployments.cli.store import opened_store
 from deployments.cluster_status import cluster_status
 from deployments.preflight import check_machine
 from deployments.state_folder import StateFolder
@@ -165,9 +165,8 @@ def _last_line(path: Path) -> str:
 
 
 def _fresh_key(state: StateFolder) -> str:
-    secrets = state.secrets()
-    keys = KeyStore(open_store(sqlite_url(state.store_file)), secrets.pepper)
-    return keys.create(tenant="default", name=time.strftime("up-%Y%m%dT%H%M%S"))
+    with opened_store(state) as store:
+        return store.keys.create(tenant="default", name=time.strftime("up-%Y%m%dT%H%M%S"))
 
 
 class _View:
