@@ -16,22 +16,65 @@ def leases(pool: str) -> str:
 
 
 def lease_details(pool: str) -> str:
-    """hash: request id -> `tokens|fence|replica`. What ending a lease needs, so that no script has
-    to build the name of a key. The replica is last: its id may contain anything."""
+    """hash: request id -> `tokens|fence|candidate|granted ms|sent to an engine|address|replica`. What a grant
+    says and what ending a lease needs, so that no script has to build the name of a key. The replica is
+    last: its id may contain anything."""
     return f"{TAG}:lease_info:{pool}"
 
 
 def replicas(pool: str) -> str:
-    """zset: ready replica by outstanding tokens; one at its request cap is raised by 1e12, so that the
-    free ones always come first."""
+    """zset: ready replica by outstanding tokens; one at a cap is raised by 1e12, so that the free ones
+    always come first."""
     return f"{TAG}:reps:{pool}"
 
 
 def load(pool: str) -> str:
     """hash: `<replica>|<field>` for req, tok (outstanding, from leases with a fence above since), since (the
-    fence when this epoch began), epoch, cap, hb (last heartbeat, ms of the server's clock), addr. Also of
-    replicas that are not ready, and of gone ones until their last lease has ended."""
+    fence when this epoch began), epoch, cap, tcap (tokens; 0: none), hb (last heartbeat, ms of the server's
+    clock), addr, adp (names of its adapters). Also of replicas that are not ready, and of gone ones until
+    their last lease has ended. `#service_us` is the mean time that a lease of the pool lasts."""
     return f"{TAG}:load:{pool}"
+
+
+def queue(pool: str) -> str:
+    """zset: waiting request by class * 2^50 + virtual finish time."""
+    return f"{TAG}:q:{pool}"
+
+
+def tickets(pool: str) -> str:
+    """hash: waiting request -> JSON with all that a grant needs."""
+    return f"{TAG}:q_info:{pool}"
+
+
+def waits(pool: str) -> str:
+    """zset: waiting request by the end of its wait, ms of the server's clock: its deadline, or its gateway's
+    last sign of life plus the ticket TTL."""
+    return f"{TAG}:q_wait:{pool}"
+
+
+def virtual_time(pool: str) -> str:
+    """hash: `clock|<class>` and `last|<class>|<tenant>`: virtual time and last finish time; gone when nobody
+    waits."""
+    return f"{TAG}:vt:{pool}"
+
+
+def of_pool(pool: str) -> list[str]:
+    """The eight keys of a pool in the order that `lua/_pool.lua` expects."""
+    return [
+        leases(pool),
+        lease_details(pool),
+        replicas(pool),
+        load(pool),
+        queue(pool),
+        tickets(pool),
+        waits(pool),
+        virtual_time(pool),
+    ]
+
+
+def adapter_holders(pool: str, adapter: str) -> str:
+    """zset: replica that holds the adapter, by its outstanding tokens as of its last heartbeat or grant."""
+    return f"{TAG}:adp:{pool}:{adapter}"
 
 
 def directory(pool: str) -> str:
@@ -46,10 +89,21 @@ def replica(replica_id: str) -> str:
 
 
 def reservation(request_id: str) -> str:
-    """hash, kept 24 h: state (open, settled), the last step and its answer (candidate, pool, tier, replica,
-    address, fence, expiry), frozen prices (micro-USD per million tokens), and once settled cost and saved.
-    A lease that expires leaves it open: the lease decides about slots, this about money."""
+    """string, kept 24 h: `open|step|pool|hold|note` or `waiting|…`, once over `settled|step|cost|saved`,
+    `expired|step|charge|0` or `cancelled|step|0|0` (micro-USD). A waiter that was granted a slot stays
+    `waiting`: the lease decides about slots, this about money."""
     return f"{TAG}:resv:{request_id}"
+
+
+def rate_bucket(bucket: str) -> str:
+    """string with PX: theoretical arrival time of GCRA, us of the server's clock; absent: the bucket is
+    full."""
+    return f"{TAG}:gcra:{bucket}"
+
+
+def budget(owner: str, window: str) -> str:
+    """string: `<spent> <held>`, micro-USD."""
+    return f"{TAG}:bud:{owner}:{window}"
 
 
 def utc_day(time_ms: int) -> str:
@@ -57,10 +111,30 @@ def utc_day(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms // 1000, UTC).strftime("%Y%m%d")
 
 
-def spend(day: str) -> str:
-    """hash of one UTC day: spent, saved (micro-USD), calls, calls:<tier>."""
+def stats(day: str) -> str:
+    """hash of one UTC day: spent, saved (micro-USD), calls, calls:<tier>, refused:<reason>, lost (calls whose
+    gateway died), overrun (micro-USD of usage above a hold, which nobody pays: a bug)."""
     return f"{TAG}:spend:{day}"
+
+
+def idempotency(tenant: str, digest: str) -> str:
+    """string with PX: what became of the first call under an Idempotency-Key."""
+    return f"{TAG}:idem:{tenant}:{digest}"
+
+
+def grants_channel(gateway: str) -> str:
+    """channel: grants to the gateway's waiters."""
+    return f"{TAG}:grants:{gateway}"
 
 
 FENCE = f"{TAG}:fence"
 """integer: strictly rising, one per grant."""
+
+EPOCH = f"{TAG}:epoch"
+"""string: `open|<id>` or `rebuilding|<id>`; absent after data loss."""
+
+GATEWAYS = f"{TAG}:gateways"
+"""zset: gateway by the end of its registration, ms of the server's clock."""
+
+EVENTS = f"{TAG}:ev"
+"""stream, about the last 100,000 state changes; metadata only."""

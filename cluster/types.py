@@ -45,6 +45,13 @@ class RequestFeatures:
     turns: int = 1
     stream: bool = False
 
+    @property
+    def prompt_tokens_at_most(self) -> int:
+        """For holds. A token of a byte-level vocabulary is at least one byte, and the estimate counts one
+        token for four; the rest is what chat templates add by themselves (default system prompts, tool
+        rules)."""
+        return 4 * self.prompt_tokens_estimate + (1024 if self.has_tools else 256)
+
     def tokens_at_most(self, max_tokens: int) -> int:
         """Prompt and output tokens of the whole call when every answer takes `max_tokens`."""
         return self.prompt_tokens_estimate + max_tokens * self.sequences
@@ -52,7 +59,8 @@ class RequestFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One option of a decision. `p_success` is None where the policy has no estimate of it."""
+    """One option of a decision. `p_success` is None where the policy has no estimate of it.
+    `worst_case_micro_usd` bounds what the call can cost here: it is what a budget holds."""
 
     tier: str
     pool: str
@@ -61,6 +69,7 @@ class Candidate:
     price: Price
     max_tokens: int
     estimated_cost_micro_usd: int
+    worst_case_micro_usd: int = 0
     context_tokens: int = 0
     p_success: float | None = None
 
@@ -82,6 +91,19 @@ class Decision:
     @property
     def first(self) -> Candidate:
         return self.candidates[0]
+
+    @property
+    def hold_micro_usd(self) -> int:
+        """The candidates are alternatives: one answer is paid, whichever of them gives it."""
+        return max(candidate.worst_case_micro_usd for candidate in self.candidates)
+
+
+class PriorityClass(StrEnum):
+    """Strict classes of the queue, most urgent first."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +140,7 @@ class ReplicaState:
     kernels: str = "none"
     simulated: bool = False
     adapters: tuple[tuple[str, str], ...] = ()
+    max_outstanding_tokens: int = 0
     load_requests: int = 0
     load_tokens: int = 0
     rss_bytes: int = 0
@@ -136,24 +159,88 @@ class ReplicaState:
             "outstanding_requests": self.load_requests,
             "outstanding_tokens": self.load_tokens,
             "max_concurrency": self.max_concurrency,
+            "max_outstanding_tokens": self.max_outstanding_tokens,
             "rss_bytes": self.rss_bytes,
             "pid": self.pid,
         }
 
 
 @dataclass(frozen=True, slots=True)
+class RateCharge:
+    """What a call takes from one rate bucket, in GCRA's unit: us of the bucket's steady rate."""
+
+    bucket: str
+    increment_us: int
+    burst_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLine:
+    """One budget in one window. `ttl_ms`: how long Redis keeps the window after its first call; 0: for
+    ever."""
+
+    owner: str
+    window: str
+    limit_micro_usd: int
+    ttl_ms: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.owner} {self.window}"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What makes one replica dearer than another for a candidate, in nano-USD: the call itself, each token
+    that is outstanding there, loading the adapter where it is not resident; and `credit_nano_usd` off on the
+    replica that probably has the prompt's prefix cached. `service_us` and `slots` (per replica) are for the
+    predicted wait of a pool that has not ended a call yet."""
+
+    base_nano_usd: int = 0
+    per_token_nano_usd: int = 1
+    cold_nano_usd: int = 0
+    affine_replica: str = ""
+    credit_nano_usd: int = 0
+    service_us: int = 1_000_000
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTerms:
+    """How a call may wait. Times in ms. A waiter rises by one class for every `ageing_ms`."""
+
+    longest_queue: int
+    longest_wait_ms: int
+    ticket_ttl_ms: int = 5_000
+    ageing_ms: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class AdmitRequest:
     """What `Scheduler.admit` needs. `step` counts the attempts of one request from 0: a retry or an
-    escalation is the same request with the next step. `tokens` is the estimate of prompt plus output."""
+    escalation is the same request with the next step, under the money and the rates of step 0. `tokens` is
+    the estimate of prompt plus output. `placements`: one per candidate, or none. `queue` None: refuse rather
+    than wait. `note` comes back from `reap`. `checked`: refuse while budgets are being rebuilt."""
 
     request_id: str
     step: int
     candidates: tuple[Candidate, ...]
     tokens: int
-    large_price: Price
     lease_ttl_ms: int
+    gateway: str = ""
+    tenant: str = ""
+    weight: int = 1
+    priority: PriorityClass = PriorityClass.NORMAL
+    deadline_ms: int = 600_000
     exclude_replicas: tuple[str, ...] = ()
     spill: bool = False
+    placements: tuple[Placement, ...] = ()
+    rates: tuple[RateCharge, ...] = ()
+    budgets: tuple[BudgetLine, ...] = ()
+    hold_micro_usd: int = 0
+    checked: bool = False
+    queue: QueueTerms | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,29 +256,97 @@ class Grant:
     lease_expiry_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A place in the queue of the candidate's pool. `position` 0 is the next to be served;
+    `predicted_wait_ms` is 0 where the place was asked for again."""
+
+    request_id: str
+    step: int
+    candidate: Candidate
+    position: int
+    predicted_wait_ms: int
+
+
 class RefusalReason(StrEnum):
+    """Why there is no slot. `capacity`: all replicas are full and this call may not wait. `no_replica`: none
+    is alive. `queue_full`, `wait`: too many wait, or the wait would be too long. `rate`: a rate bucket is
+    empty; `too_large`: the call is larger than the bucket can ever hold. `budget`: the hold does not fit.
+    `rebuilding`: budgets are being rebuilt after data loss. `unchecked`: the store is away, and this call's
+    budget cannot be checked. `ended`: this request is over, or a later step
+    of it runs."""
+
     CAPACITY = "capacity"
     NO_REPLICA = "no_replica"
+    QUEUE_FULL = "queue_full"
+    WAIT = "wait"
+    RATE = "rate"
+    TOO_LARGE = "too_large"
+    BUDGET = "budget"
+    REBUILDING = "rebuilding"
+    UNCHECKED = "unchecked"
     ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """No slot. `capacity`: replicas live, all full. `no_replica`: none is alive. `ended`: this request
-    was settled already, or a later step of it runs."""
+    """No slot, nothing was taken. `retry_after_ms` 0: trying again does not help. `detail` names the rate
+    bucket or the budget."""
 
     reason: RefusalReason
     retry_after_ms: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SettleRequest:
+    """The end of a call. `pools` are those in which it may have a lease or a place. `rates` says what goes
+    back to each bucket (us; negative: more was used). `cancelled`: nothing ran, so it counts as no call."""
+
+    request_id: str
+    pools: tuple[str, ...]
+    tier: str = ""
+    cost_micro_usd: int = 0
+    saved_micro_usd: int = 0
+    rates: tuple[tuple[str, int], ...] = ()
+    budgets: tuple[tuple[str, str], ...] = ()
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What a call cost, in micro-USD at the prices frozen at admission. `saved` may be negative.
-    `first` is False when the call had been settled before: the stored result is returned."""
+    """What was charged, in micro-USD: never more than the hold of a call with a budget. `saved` may be
+    negative. `first` is False when the call had ended before: the stored result is returned."""
 
     cost_micro_usd: int
     saved_micro_usd: int
     first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A lease that its gateway renews. `dispatched`: the call was sent to an engine."""
+
+    grant: Grant
+    dispatched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """`kept` has one entry per lease. `epoch` is "" after data loss. `gateways` counts the living ones."""
+
+    kept: tuple[bool, ...]
+    epoch: str
+    gateways: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A request that `reap` ended, because its gateway no longer did; `note` is that of its admission."""
+
+    request_id: str
+    charge_micro_usd: int
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +357,26 @@ class Spend:
     saved_micro_usd: int = 0
     calls: int = 0
     calls_by_tier: tuple[tuple[str, int], ...] = ()
+    refused: tuple[tuple[str, int], ...] = ()
+    lost_calls: int = 0
+    overrun_micro_usd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """Micro-USD, as the scheduler sees them."""
+
+    spent_micro_usd: int = 0
+    held_micro_usd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLoad:
-    """Live counts of one pool, from the scheduler's own books."""
+    """Live counts of one pool, from the scheduler's own books. `waiting`: per class, most urgent first."""
 
     replicas: tuple[ReplicaState, ...] = ()
     leases: int = 0
+    waiting: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

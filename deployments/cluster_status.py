@@ -9,7 +9,8 @@ from cluster.clock import SystemClock
 from cluster.config import ClusterConfig
 from cluster.cost import pool_price, usd
 from cluster.errors import SchedulerUnavailable
-from cluster.scheduler.redis_scheduler import RedisScheduler, connect
+from cluster.scheduler.redis_connection import connect
+from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.types import PoolLoad, ReplicaPhase, Spend
 from deployments.state_folder import StateFolder
 from deployments.version import version

@@ -54,6 +54,7 @@ class EngineReplica:
             pid=os.getpid(),
             epoch=time.time_ns() // 1_000_000,
             max_concurrency=self.pool.max_concurrency,
+            max_outstanding_tokens=self.pool.max_outstanding_tokens,
             simulated=self.simulated,
             kernels=self.kernels,
         )

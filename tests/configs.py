@@ -12,6 +12,8 @@ from cluster.config import ClusterConfig, parse_config
 SIMULATED: dict[str, Any] = {
     "name": "test",
     "gateway": {"port": 8000},
+    "redis": {},
+    "scheduler": {},
     "node_classes": {
         "cheap": {"label_selector": {"sprat.node": "cheap"}, "fallbacks": [{}], "usd_per_hour": 0.36},
         "big": {"label_selector": {"sprat.node": "big"}, "fallbacks": [{}], "usd_per_hour": 3.6},

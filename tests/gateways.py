@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from cluster.errors import SchedulerUnavailable
+from cluster.ledger import Ledger
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.store import KeyStore, open_store, sqlite_url
+from cluster.tenants import Budget, KeyLimits, digest_of
 from cluster.types import ReplicaPhase, ReplicaState
 from deployments.free_port import bound_socket, free_port
 from deployments.gateway.replica import RunningGateway, start_gateway
@@ -60,6 +63,8 @@ class GatewayUnderTest:
     gateway: RunningGateway
     scheduler: RedisScheduler
     session: aiohttp.ClientSession
+    keys: KeyStore
+    ledger: Ledger
     engines: dict[str, RunningEngine] = field(default_factory=dict)
 
     async def add_engine(self, pool: str, replica_id: str, *, cap: int = 4, **settings: Any) -> RunningEngine:
@@ -98,15 +103,55 @@ class GatewayUnderTest:
     async def _beat(self, state: ReplicaState) -> None:
         while True:
             await asyncio.sleep(0.5)
-            await self.scheduler.heartbeat(state)
+            with suppress(SchedulerUnavailable):
+                await self.scheduler.heartbeat(state)
 
-    def post(self, body: dict[str, Any], *, path: str = "/chat/completions", **headers: str) -> Any:
+    def post(
+        self, body: dict[str, Any], *, path: str = "/chat/completions", key: str | None = None, **headers: str
+    ) -> Any:
         return self.session.post(
             self.url + path,
             json={"model": "auto", "messages": [{"role": "user", "content": "hi there, how are you?"}]}
             | body,
-            headers={"authorization": f"Bearer {self.key}"} | headers,
+            headers={"authorization": f"Bearer {key or self.key}"}
+            | {name.replace("_", "-"): value for name, value in headers.items()},
         )
+
+    async def ask(self, body: dict[str, Any], **more: Any) -> tuple[int, Any]:
+        """Status, and the error code or the whole body."""
+        async with self.post(body, **more) as response:
+            answer = await response.json() if response.content_type == "application/json" else {}
+            return response.status, answer.get("error", {}).get("code") or answer
+
+    def new_key(self, *budgets: Budget, tenant: str = "acme", **limits: Any) -> tuple[str, str]:
+        """Text and id of a key."""
+        text = self.keys.create(tenant, "test", budgets=budgets, limits=KeyLimits(**limits))
+        found = self.keys.find(digest_of(text, PEPPER))
+        assert found is not None
+        return text, found.key_id
+
+    async def budget(self, owner: str, window: str = "total") -> tuple[int, int]:
+        """Spent and held, micro-USD."""
+        (state,) = await self.scheduler.budget_states([(owner, window)])
+        return state.spent_micro_usd, state.held_micro_usd
+
+    async def until_settled(self, within_s: float = 5.0) -> None:
+        """Redis and the ledger know of every call that has ended."""
+        settling = self.gateway.context.settling
+        async with asyncio.timeout(within_s):
+            while settling.open or not await settling.flush():
+                await asyncio.sleep(0.02)
+
+    async def readiness(self) -> tuple[int, str]:
+        async with self.session.get(self.url.removesuffix("/v1") + "/readyz") as response:
+            return response.status, (await response.json())["state"]
+
+    async def until_ready(self, within_s: float = 5.0) -> str:
+        """The gateway looks at the replica directory every second."""
+        async with asyncio.timeout(within_s):
+            while (await self.readiness())[0] != 200:
+                await asyncio.sleep(0.05)
+        return (await self.readiness())[1]
 
     async def leases(self) -> int:
         return sum([(await self.scheduler.pool_load(pool)).leases for pool in ("specialist", "reserve")])
@@ -118,20 +163,27 @@ class GatewayUnderTest:
 
 
 @asynccontextmanager
-async def running_gateway(valkey_url: str, folder: Path, **changes: Any) -> AsyncIterator[GatewayUnderTest]:
+async def running_gateway(
+    valkey_url: str, folder: Path, *, rebuild_grace_ms: int = 0, store_url: str = "", **changes: Any
+) -> AsyncIterator[GatewayUnderTest]:
+    """Two of them on one `folder` share store and journals, as two gateways of one node do."""
     port = free_port()
     runtime = Runtime(
         config=config_of(simulated(**{"gateway__port": port, **changes})),
         redis_url=valkey_url,
-        store_url=sqlite_url(folder / "store.sqlite"),
+        store_url=store_url or sqlite_url(folder / "store.sqlite"),
+        journal_folder=str(folder / "journal"),
         gateway_token=TOKEN,
         pepper=PEPPER,
+        rebuild_grace_ms=rebuild_grace_ms,
     )
-    key = KeyStore(open_store(runtime.store_url), PEPPER).create("tenant", "test")
+    store = open_store(runtime.store_url)
+    keys = KeyStore(store, PEPPER)
+    key = keys.create("tenant", "test")
     gateway = await start_gateway(runtime)
     async with aiohttp.ClientSession() as session:
         under_test = GatewayUnderTest(
-            f"http://127.0.0.1:{port}/v1", key, gateway, runtime.scheduler(), session
+            f"http://127.0.0.1:{port}/v1", key, gateway, runtime.scheduler(), session, keys, Ledger(store)
         )
         try:
             yield under_test

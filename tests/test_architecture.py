@@ -120,7 +120,10 @@ RULES = {
     ),
     # Gateway, command line, weights and the simulated engine run without a Ray cluster.
     "ray stays at the top of deployments": Rule(what=("ray",), but=("deployments/*.py",)),
-    "sqlalchemy stands behind the store": Rule(what=("sqlalchemy",), but=("cluster/store.py",)),
+    "sqlalchemy stands behind the store": Rule(
+        what=("sqlalchemy", "alembic", "psycopg", "sqlite3"),
+        but=("cluster/ledger.py", "cluster/store/*.py", "store/migrations/*.py", "migrations/versions/*.py"),
+    ),
     # runtime.py names the client's type where it connects a scheduler.
     "redis stands behind the scheduler": Rule(
         what=("redis", "valkey", "hiredis"), but=("cluster/scheduler/*.py", "deployments/runtime.py")

@@ -39,6 +39,10 @@ class PoolView:
             estimated_cost_micro_usd=self.price.cost_micro_usd(
                 features.prompt_tokens_estimate, max_tokens * features.sequences
             ),
+            worst_case_micro_usd=self.price.cost_micro_usd(
+                min(features.prompt_tokens_at_most, self.context_tokens * features.sequences),
+                max_tokens * features.sequences,
+            ),
             context_tokens=self.context_tokens,
         )
 

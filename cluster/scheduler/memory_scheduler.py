@@ -7,244 +7,551 @@ anything, so every call is atomic within its event loop.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster import keys
 from cluster.clock import Clock
+from cluster.scheduler.memory_money import Money
+from cluster.scheduler.memory_pool import Lease, Offer, PoolBooks, Replica, Terms
+from cluster.scheduler.memory_queue import Queue, Ticket
 from cluster.scheduler.scheduler import (
+    CLASSES,
     DEAD_AFTER_MS,
-    EXPIRED_PER_ADMIT,
     EXPIRED_PER_REAP,
+    GATEWAY_TTL_MS,
     LOOK_AT_REPLICAS,
+    REBUILD_GRACE_MS,
     RESERVATION_TTL_MS,
-    RETRY_AFTER_MS,
 )
 from cluster.types import (
     AdmitRequest,
+    BudgetLine,
+    BudgetState,
+    Candidate,
     Grant,
+    HeldLease,
+    Lost,
+    Placement,
     PoolLoad,
-    Price,
     Refusal,
     RefusalReason,
+    Renewal,
     ReplicaPhase,
     ReplicaState,
     Settlement,
+    SettleRequest,
     Spend,
-    Usage,
+    Waiting,
 )
 
+GRANTS_AT_ONCE = 16
+"""Per call and pool; the next reap goes on."""
 
-@dataclass(slots=True)
-class _Lease:
-    replica_id: str
-    tokens: int
-    fence: int
-    expiry_ms: int
+REBUILDING_RETRY_MS = 1_000
+FENCES_PER_MS = 16
+FENCE_EPOCH_MS = 1_700_000_000_000
 
+_NEUTRAL = Placement()
 
-@dataclass(slots=True)
-class _Replica:
-    """`requests` and `tokens` are outstanding, from leases with a fence above `since`, the fence when the
-    replica's epoch began. `heartbeat_ms` is None once the replica is gone; it stays in the books until its
-    leases have ended."""
-
-    state: ReplicaState
-    since: int
-    heartbeat_ms: int | None
-    requests: int = 0
-    tokens: int = 0
-
-    @property
-    def ready(self) -> bool:
-        return self.heartbeat_ms is not None and self.state.phase is ReplicaPhase.READY
-
-    @property
-    def full(self) -> bool:
-        return self.requests >= self.state.max_concurrency
-
-    def counts(self, lease: _Lease) -> bool:
-        return lease.replica_id == self.state.replica_id and lease.fence > self.since
-
-    def dead(self, now_ms: int) -> bool:
-        return self.heartbeat_ms is None or now_ms - self.heartbeat_ms >= DEAD_AFTER_MS
+_SETTLED, _EXPIRED, _CANCELLED = "settled", "expired", "cancelled"
 
 
 @dataclass(slots=True)
 class _Pool:
-    leases: dict[str, _Lease] = field(default_factory=dict)
-    replicas: dict[str, _Replica] = field(default_factory=dict)
-
-    def end_lease(self, request_id: str) -> None:
-        lease = self.leases.pop(request_id, None)
-        if lease is None:
-            return
-        books = self.replicas.get(lease.replica_id)
-        if books is not None and books.counts(lease):
-            books.requests -= 1
-            books.tokens -= lease.tokens
-
-    def end_expired_leases(self, now_ms: int, limit: int) -> int:
-        expired = [(lease.expiry_ms, id_) for id_, lease in self.leases.items() if lease.expiry_ms <= now_ms]
-        first = heapq.nsmallest(limit, expired)
-        for _, request_id in first:
-            self.end_lease(request_id)
-        return len(first)
-
-    def forget_replica(self, replica_id: str) -> None:
-        books = self.replicas.get(replica_id)
-        if books is None:
-            return
-        books.heartbeat_ms = None
-        if books.requests == 0:
-            del self.replicas[replica_id]
+    books: PoolBooks = field(default_factory=PoolBooks)
+    queue: Queue = field(default_factory=Queue)
 
 
 @dataclass(slots=True)
 class _Reservation:
-    grant: Grant
-    large_price: Price
+    """`over` is None while the request waits or runs, else how it ended. This decides about money; the lease
+    decides about slots."""
+
+    step: int
+    pool: str
+    hold: int
+    rates: tuple[tuple[str, int], ...]
+    budgets: tuple[tuple[str, str], ...]
+    note: str
     forget_at_ms: int
-    settlement: Settlement | None = None
+    over: str | None = None
+    cost: int = 0
+    saved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A candidate whose pool has a living replica."""
+
+    candidate: Candidate
+    placement: Placement
+    terms: Terms
+    offer: Offer | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What the step before of a request holds: a lease, which has ended already, or a place in the queue."""
+
+    pool: str
+    lease: Lease | None
+
+    @property
+    def freed(self) -> str | None:
+        return self.lease.replica_id if self.lease else None
 
 
 class MemoryScheduler:
-    """`Scheduler` of one process. Everything lives by `clock`."""
+    """`Scheduler` of one process. Everything lives by `clock`. `on_grant` is told of each grant to a waiter,
+    with the name of its gateway."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, on_grant: Callable[[str, Grant], None] | None = None) -> None:
         self._clock = clock
-        self._fence = 0
+        self._on_grant = on_grant
+        self.lose_everything()
+
+    def lose_everything(self) -> None:
+        """As FLUSHALL does."""
+        self._fence: int | None = None
+        self._epoch = ""
+        self._gateways: dict[str, int] = {}
         self._pools: defaultdict[str, _Pool] = defaultdict(_Pool)
+        self._money = Money()
         self._reservations: dict[str, _Reservation] = {}
+        self._to_forget: deque[tuple[int, str]] = deque()
         self._spend: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
-    async def admit(self, request: AdmitRequest) -> Grant | Refusal:
+    # Admission.
+
+    async def admit(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
         now_ms = self._clock.now_ms()
         known = self._reservation(request.request_id)
-        if known is not None:
-            if known.settlement is not None or known.grant.step > request.step:
-                return _refusal(RefusalReason.ENDED)
-            if known.grant.step == request.step:
-                return known.grant
+        if known is None:
+            refusal = self._money_refusal(request, now_ms)
+            answer = refusal or self._place(request, None, None, now_ms)
+        elif known.over or known.step > request.step:
+            answer = Refusal(RefusalReason.ENDED, 0)
+        elif known.step == request.step:
+            answer = self._again(request, known.pool)
+        else:
+            # Until it is clear that the new step is not refused, the slot of the step before counts as free.
+            books = self._pools[known.pool].books
+            before = _Before(known.pool, books.end_lease(request.request_id))
+            answer = self._place(request, known, before, now_ms)
+            if isinstance(answer, Refusal) and before.lease is not None:
+                books.begin_lease(request.request_id, before.lease)
+        if isinstance(answer, Refusal):
+            self._today().update({f"refused:{answer.reason}": 1})
+        return answer
 
-        own_pool = known.grant.candidate.pool if known is not None else None
-        names = {candidate.pool for candidate in request.candidates}
-        for name in names if own_pool is None else names | {own_pool}:
-            self._pools[name].end_expired_leases(now_ms, EXPIRED_PER_ADMIT)
-        own_lease = self._pools[own_pool].leases.get(request.request_id) if own_pool is not None else None
+    def _again(self, request: AdmitRequest, pool_name: str) -> Grant | Waiting | Refusal:
+        pool, request_id = self._pools[pool_name], request.request_id
+        lease = pool.books.leases.get(request_id)
+        if lease is not None:
+            return _grant_of(request_id, request.step, lease)
+        ticket = pool.queue.tickets.get(request_id)
+        if ticket is None:
+            return Refusal(RefusalReason.ENDED, 0)
+        return Waiting(request_id, request.step, ticket.candidate, pool.queue.position(request_id), 0)
 
-        any_full = False
-        for candidate in request.candidates:
-            pool = self._pools[candidate.pool]
-            chosen, full = _choose(
-                pool, now_ms, request.exclude_replicas, own_lease if candidate.pool == own_pool else None
+    def _money_refusal(self, request: AdmitRequest, now_ms: int) -> Refusal | None:
+        refusal = self._money.rate_refusal(request.rates, now_ms) or self._money.budget_refusal(
+            request.budgets, request.hold_micro_usd, now_ms
+        )
+        if refusal is None and request.checked and not self._epoch.startswith("open|"):
+            return Refusal(RefusalReason.REBUILDING, REBUILDING_RETRY_MS)
+        return refusal
+
+    def _place(
+        self, request: AdmitRequest, known: _Reservation | None, before: _Before | None, now_ms: int
+    ) -> Grant | Waiting | Refusal:
+        """The cheapest free replica of the first tier that lives (of all candidates, with spill); or a place
+        in the queue."""
+        options = list(self._options(request, now_ms))
+        if not options:
+            return Refusal(RefusalReason.NO_REPLICA, DEAD_AFTER_MS)
+        best: tuple[Candidate, Offer] | None = None
+        for option in options:
+            # Of equal offers the earlier candidate wins.
+            if option.offer is None or (best is not None and option.offer.rank >= best[1].rank):
+                continue
+            # Where others wait, nobody goes past them: this call queues, and the order says who is next.
+            if self._pools[option.candidate.pool].queue.next(now_ms) is None:
+                best = option.candidate, option.offer
+        if best is None:
+            return self._wait(request, options, known, before, now_ms)
+
+        candidate, offer = best
+        pool_name, replica_id = candidate.pool, offer.replica_id
+        books = self._pools[pool_name].books
+        sent = self._end_step_before(request.request_id, before, now_ms)
+        self._reserve(request, known, pool_name, now_ms)
+        lease = Lease(
+            candidate=candidate,
+            replica_id=replica_id,
+            address=books.replicas[replica_id].address,
+            tokens=request.tokens,
+            fence=self._next_fence(now_ms),
+            granted_ms=now_ms,
+            expiry_ms=now_ms + request.lease_ttl_ms,
+            dispatched=sent,
+        )
+        books.begin_lease(request.request_id, lease)
+        if candidate.adapter is not None and replica_id in books.holders[candidate.adapter]:
+            books.holders[candidate.adapter].put(replica_id, offer.tokens + request.tokens)
+        if before is not None and before.pool != pool_name:
+            self._pass_on(before.pool, before.freed, now_ms)
+        return _grant_of(request.request_id, request.step, lease)
+
+    def _options(self, request: AdmitRequest, now_ms: int) -> Iterator[_Option]:
+        excluded = set(request.exclude_replicas)
+        look_at = LOOK_AT_REPLICAS + len(excluded)
+        live_tier: str | None = None
+        placements = request.placements or (_NEUTRAL,) * len(request.candidates)
+        for candidate, placement in zip(request.candidates, placements, strict=True):
+            if live_tier not in (None, candidate.tier) and not request.spill:
+                return
+            books = self._pools[candidate.pool].books
+            holders = books.holders[candidate.adapter] if candidate.adapter is not None else None
+            terms = Terms(
+                base=placement.base_nano_usd,
+                per_token=placement.per_token_nano_usd,
+                cold=placement.cold_nano_usd if holders is not None else 0,
+                affine=placement.affine_replica,
+                credit=placement.credit_nano_usd,
+                holders=holders if holders is not None else (),
             )
-            if chosen is not None:
-                if own_pool is not None:
-                    self._pools[own_pool].end_lease(request.request_id)
-                self._fence += 1
-                grant = Grant(
-                    request_id=request.request_id,
-                    step=request.step,
-                    candidate=candidate,
-                    replica_id=chosen.state.replica_id,
-                    address=chosen.state.address,
-                    fence=self._fence,
-                    lease_expiry_ms=now_ms + request.lease_ttl_ms,
-                )
-                chosen.requests += 1
-                chosen.tokens += request.tokens
-                pool.leases[request.request_id] = _Lease(
-                    replica_id=chosen.state.replica_id,
-                    tokens=request.tokens,
-                    fence=self._fence,
-                    expiry_ms=grant.lease_expiry_ms,
-                )
-                self._reservations[request.request_id] = _Reservation(
-                    grant=grant, large_price=request.large_price, forget_at_ms=now_ms + RESERVATION_TTL_MS
-                )
-                return grant
-            any_full = any_full or full
-            if full and not request.spill:
-                break
-        return _refusal(RefusalReason.CAPACITY if any_full else RefusalReason.NO_REPLICA)
+            also = [*(holders.first(look_at) if holders is not None else ()), placement.affine_replica]
+            offer, live = books.cheapest(
+                request.tokens, terms, excluded, look_at=look_at, also=also, now_ms=now_ms
+            )
+            if live:
+                live_tier = candidate.tier
+                yield _Option(candidate, placement, terms, offer)
 
-    async def renew(self, grants: Sequence[Grant], lease_ttl_ms: int) -> tuple[bool, ...]:
-        expiry_ms = self._clock.now_ms() + lease_ttl_ms
-        renewed = []
-        for grant in grants:
-            lease = self._pools[grant.candidate.pool].leases.get(grant.request_id)
-            held = lease is not None and lease.fence == grant.fence
-            if lease is not None and held:
-                lease.expiry_ms = max(lease.expiry_ms, expiry_ms)
-            renewed.append(held)
-        return tuple(renewed)
+    def _wait(
+        self,
+        request: AdmitRequest,
+        options: Sequence[_Option],
+        known: _Reservation | None,
+        before: _Before | None,
+        now_ms: int,
+    ) -> Grant | Waiting | Refusal:
+        """In the pool that promises the shortest wait; the earlier candidate wins a tie."""
+        level = CLASSES.index(request.priority)
+        wait_ms, option, finish = min(
+            (self._promise(request, option, level) for option in options), key=lambda promise: promise[0]
+        )
+        terms = request.queue
+        if terms is None:
+            return Refusal(RefusalReason.CAPACITY, wait_ms)
+        pool_name = option.candidate.pool
+        pool = self._pools[pool_name]
+        if len(pool.queue.order) >= terms.longest_queue:
+            return Refusal(RefusalReason.QUEUE_FULL, wait_ms)
+        longest_ms = min(terms.longest_wait_ms, request.deadline_ms)
+        if wait_ms > longest_ms:
+            return Refusal(RefusalReason.WAIT, wait_ms - longest_ms)
 
-    async def settle(self, request_id: str, pools: Sequence[str], usage: Usage) -> Settlement | None:
-        # Redis needs `pools` to name its keys; here the grant knows its pool.
-        del pools
-        known = self._reservation(request_id)
+        sent = self._end_step_before(request.request_id, before, now_ms)
+        self._reserve(request, known, pool_name, now_ms)
+        adapter = option.candidate.adapter
+        holders = tuple(pool.books.holders[adapter].first(LOOK_AT_REPLICAS) if adapter is not None else ())
+        excluded = tuple(dict.fromkeys(request.exclude_replicas))
+        ticket = Ticket(
+            request_id=request.request_id,
+            step=request.step,
+            candidate=option.candidate,
+            gateway=request.gateway,
+            level=level,
+            tenant=request.tenant,
+            tokens=request.tokens,
+            since_ms=now_ms,
+            deadline_ms=now_ms + request.deadline_ms,
+            ticket_ttl_ms=terms.ticket_ttl_ms,
+            ageing_ms=terms.ageing_ms,
+            lease_ttl_ms=request.lease_ttl_ms,
+            excluded=excluded,
+            holders=holders,
+            terms=replace(option.terms, holders=holders),
+            look_at=LOOK_AT_REPLICAS + len(excluded),
+            sent=sent,
+        )
+        pool.queue.join(ticket, finish, now_ms)
+        # A slot may be free: one that this request gave up, or that nobody ahead of it fits.
+        if before is not None and before.pool != pool_name:
+            self._pass_on(before.pool, before.freed, now_ms)
+        self._pass_on(pool_name, before.freed if before else None, now_ms)
+        lease = pool.books.leases.get(request.request_id)
+        if lease is not None:
+            return _grant_of(request.request_id, request.step, lease)
+        position = pool.queue.position(request.request_id)
+        return Waiting(request.request_id, request.step, option.candidate, position, wait_ms)
+
+    def _promise(self, request: AdmitRequest, option: _Option, level: int) -> tuple[int, _Option, int]:
+        """The predicted wait, and the virtual finish time it follows from."""
+        pool, placement = self._pools[option.candidate.pool], option.placement
+        finish = pool.queue.finish_time(level, request.tenant, request.weight, request.tokens)
+        service_us = pool.books.service_us
+        wait_ms = pool.queue.predicted_wait_ms(
+            level,
+            finish,
+            slots=placement.slots * len(pool.books.ready),
+            service_us=placement.service_us if service_us is None else service_us,
+        )
+        return wait_ms, option, finish
+
+    def _end_step_before(self, request_id: str, before: _Before | None, now_ms: int) -> bool:
+        """True: an engine may have run it, so this is no call that never ran."""
+        if before is None:
+            return False
+        pool = self._pools[before.pool]
+        if before.lease is not None:
+            pool.books.learn_service_time(before.lease, now_ms)
+            return before.lease.dispatched
+        ticket = pool.queue.leave(request_id)
+        return ticket is not None and ticket.sent
+
+    def _reserve(self, request: AdmitRequest, known: _Reservation | None, pool: str, now_ms: int) -> None:
+        """A request pays once, whatever steps it takes."""
+        if known is None:
+            self._money.take_rates(request.rates, now_ms)
+            self._money.hold(request.budgets, request.hold_micro_usd, now_ms)
+            known = _reservation_of(request)
+        self._remember(request.request_id, replace(known, step=request.step, pool=pool), now_ms)
+
+    # Queue.
+
+    async def poll(
+        self, waiting: Sequence[Waiting], ticket_ttl_ms: int
+    ) -> tuple[Grant | Waiting | None, ...]:
+        now_ms = self._clock.now_ms()
+        return tuple(self._polled(each, ticket_ttl_ms, now_ms) for each in waiting)
+
+    def _polled(self, waiting: Waiting, ticket_ttl_ms: int, now_ms: int) -> Grant | Waiting | None:
+        pool = self._pools[waiting.candidate.pool]
+        request_id = waiting.request_id
+        lease = pool.books.leases.get(request_id)
+        if lease is not None:
+            return _grant_of(request_id, waiting.step, lease)
+        if request_id not in pool.queue.order or pool.queue.tickets[request_id].deadline_ms <= now_ms:
+            return None
+        pool.queue.renew(request_id, ticket_ttl_ms, now_ms)
+        return replace(waiting, position=pool.queue.position(request_id), predicted_wait_ms=0)
+
+    def _pass_on(self, pool_name: str, freed: str | None, now_ms: int) -> None:
+        """Give free slots (of the replica `freed`, and others) to waiters, in order; stops at the first that
+        fits nowhere, so that large calls are not overtaken for ever. One whose replicas are all gone or left
+        out stops nobody."""
+        pool = self._pools[pool_name]
+        passed: Counter[int] = Counter()
+        for _ in range(GRANTS_AT_ONCE):
+            ticket = pool.queue.next(now_ms, passed)
+            if ticket is None:
+                return
+            offer, live = pool.books.cheapest(
+                ticket.tokens,
+                ticket.terms,
+                ticket.excluded,
+                look_at=ticket.look_at,
+                also=(freed or "", *ticket.holders, ticket.terms.affine),
+                now_ms=now_ms,
+            )
+            if offer is not None:
+                self._grant(pool, ticket, offer.replica_id, now_ms)
+            elif live:
+                return
+            else:
+                passed[ticket.level] += 1
+
+    def _grant(self, pool: _Pool, ticket: Ticket, replica_id: str, now_ms: int) -> None:
+        lease = Lease(
+            candidate=ticket.candidate,
+            replica_id=replica_id,
+            address=pool.books.replicas[replica_id].address,
+            tokens=ticket.tokens,
+            fence=self._next_fence(now_ms),
+            granted_ms=now_ms,
+            expiry_ms=now_ms + ticket.lease_ttl_ms,
+            dispatched=ticket.sent,
+        )
+        pool.books.begin_lease(ticket.request_id, lease)
+        pool.queue.granted(ticket.request_id)
+        if self._on_grant is not None:
+            self._on_grant(ticket.gateway, _grant_of(ticket.request_id, ticket.step, lease))
+
+    # Life and end of a call.
+
+    async def renew(self, gateway: str, leases: Sequence[HeldLease], lease_ttl_ms: int) -> Renewal:
+        now_ms = self._clock.now_ms()
+        self._gateways[gateway] = now_ms + GATEWAY_TTL_MS
+        self._gateways = {name: end_ms for name, end_ms in self._gateways.items() if end_ms > now_ms}
+        kept = []
+        for each in leases:
+            lease = self._pools[each.grant.candidate.pool].books.leases.get(each.grant.request_id)
+            if lease is not None and lease.fence == each.grant.fence:
+                lease.expiry_ms = max(lease.expiry_ms, now_ms + lease_ttl_ms)
+                lease.dispatched = lease.dispatched or each.dispatched
+                kept.append(True)
+            else:
+                kept.append(False)
+        return Renewal(tuple(kept), self._epoch, len(self._gateways))
+
+    async def settle(self, request: SettleRequest) -> Settlement | None:
+        now_ms = self._clock.now_ms()
+        known = self._reservation(request.request_id)
         if known is None:
             return None
-        if known.settlement is not None:
-            return replace(known.settlement, first=False)
-        candidate = known.grant.candidate
-        self._pools[candidate.pool].end_lease(request_id)
-        cost = candidate.price.cost_micro_usd(usage.prompt_tokens, usage.output_tokens)
-        saved = known.large_price.cost_micro_usd(usage.prompt_tokens, usage.output_tokens) - cost
-        self._spend[self._today()].update(
-            {"spent": cost, "saved": saved, "calls": 1, f"calls:{candidate.tier}": 1}
-        )
-        known.settlement = Settlement(cost, saved, first=True)
-        known.forget_at_ms = self._clock.now_ms() + RESERVATION_TTL_MS
-        return known.settlement
+        late = known.over == _EXPIRED and not request.cancelled
+        if known.over and not late:
+            return Settlement(known.cost, known.saved, first=False)
 
-    async def reap(self, pools: Sequence[str]) -> int:
+        today = self._today()
+        cost, saved = request.cost_micro_usd, request.saved_micro_usd
+        if request.cancelled:
+            cost, saved = 0, 0
+        elif request.budgets and cost > known.hold:
+            today["overrun"] += cost - known.hold
+            saved += cost - known.hold
+            cost = known.hold
+        charged = known.cost  # by `reap`, or nothing
+        held = 0 if late else known.hold
+        self._money.change(request.budgets, cost - charged, -held, now_ms)
+        if not request.cancelled:
+            today.update({"spent": cost - charged, "saved": saved, "calls": 1, f"calls:{request.tier}": 1})
+        over = replace(known, over=_CANCELLED if request.cancelled else _SETTLED, cost=cost, saved=saved)
+        self._remember(request.request_id, over, now_ms)
+        if not late:
+            self._money.correct_rates(request.rates, now_ms)
+            self._end_place(request.request_id, known.pool, now_ms, learn=True)
+        return Settlement(cost, saved, first=True)
+
+    def _end_place(self, request_id: str, pool_name: str, now_ms: int, *, learn: bool = False) -> bool:
+        """End the lease or the wait, and pass the slot on. True: an engine may have run the call."""
+        pool = self._pools[pool_name]
+        lease = pool.books.end_lease(request_id)
+        ticket = pool.queue.leave(request_id) if lease is None else None
+        if lease is not None and learn:
+            pool.books.learn_service_time(lease, now_ms)
+        self._pass_on(pool_name, lease.replica_id if lease else None, now_ms)
+        return (lease is not None and lease.dispatched) or (ticket is not None and ticket.sent)
+
+    # Janitor.
+
+    async def reap(self, pools: Sequence[str], *, charge_lost: bool = True) -> tuple[Lost, ...]:
         now_ms = self._clock.now_ms()
-        ended = 0
+        self._forget_reservations(now_ms)
+        expired: list[tuple[str, str]] = []
         for name in dict.fromkeys(pools):
             pool = self._pools[name]
-            ended += pool.end_expired_leases(now_ms, EXPIRED_PER_REAP)
-            for replica_id in [id_ for id_, books in pool.replicas.items() if books.dead(now_ms)]:
-                pool.forget_replica(replica_id)
-        # Redis forgets keys by itself.
-        for request_id in [id_ for id_, known in self._reservations.items() if known.forget_at_ms <= now_ms]:
-            del self._reservations[request_id]
-        return ended
+            for replica_id in [id_ for id_, each in pool.books.replicas.items() if each.dead(now_ms)]:
+                pool.books.forget(replica_id)
+            self._pass_on(name, None, now_ms)
+            leases = {id_: lease.expiry_ms for id_, lease in pool.books.leases.items()}
+            for ends_ms in (leases, pool.queue.ends_ms):
+                over = ((end_ms, id_) for id_, end_ms in ends_ms.items() if end_ms <= now_ms)
+                expired += [(name, id_) for _, id_ in heapq.nsmallest(EXPIRED_PER_REAP, over)]
+        return tuple(self._end_lost(name, request_id, now_ms, charge_lost) for name, request_id in expired)
+
+    def _end_lost(self, pool_name: str, request_id: str, now_ms: int, charge_lost: bool) -> Lost:
+        known = self._reservation(request_id)
+        sent = self._end_place(request_id, pool_name, now_ms)
+        if known is None or known.over:
+            return Lost(request_id, 0, "")
+        charge = known.hold if sent and charge_lost else 0
+        if not sent:
+            self._money.correct_rates(known.rates, now_ms)
+        self._money.change(known.budgets, charge, -known.hold, now_ms)
+        self._today().update({"spent": charge, "lost": 1})
+        self._remember(request_id, replace(known, over=_EXPIRED, cost=charge), now_ms)
+        return Lost(request_id, charge, known.note)
+
+    async def rebuild(self, spent: Sequence[tuple[BudgetLine, int]], grace_ms: int = REBUILD_GRACE_MS) -> str:
+        now_ms = self._clock.now_ms()
+        for line, micro_usd in spent:
+            self._money.raise_spent(line, micro_usd, now_ms)
+        state, _, began_ms = (self._epoch or f"rebuilding|{now_ms}").partition("|")
+        if now_ms - int(began_ms) >= grace_ms:
+            state = "open"
+        self._epoch = f"{state}|{began_ms}"
+        return self._epoch
+
+    async def reregister(self, request: AdmitRequest, lease: HeldLease) -> Grant | None:
+        now_ms = self._clock.now_ms()
+        if self._reservation(request.request_id) is not None:
+            return None
+        grant = lease.grant
+        fence = self._next_fence(now_ms)
+        books = self._pools[grant.candidate.pool].books
+        self._money.hold(request.budgets, request.hold_micro_usd, now_ms)
+        self._remember(
+            request.request_id,
+            replace(_reservation_of(request), step=grant.step, pool=grant.candidate.pool),
+            now_ms,
+        )
+        # Where the replica has not reported yet, its first heartbeat finds this load and keeps it.
+        books.replicas.setdefault(grant.replica_id, Replica(since=fence - 1))
+        brought_back = Lease(
+            candidate=grant.candidate,
+            replica_id=grant.replica_id,
+            address=grant.address,
+            tokens=request.tokens,
+            fence=fence,
+            granted_ms=now_ms,
+            expiry_ms=now_ms + request.lease_ttl_ms,
+            dispatched=lease.dispatched,
+        )
+        books.begin_lease(request.request_id, brought_back)
+        return replace(grant, fence=fence)
+
+    # Replicas.
 
     async def heartbeat(self, state: ReplicaState) -> None:
-        replicas = self._pools[state.pool].replicas
-        books = replicas.get(state.replica_id)
-        if books is None or books.state.epoch != state.epoch:
-            replicas[state.replica_id] = _Replica(state, self._fence, self._clock.now_ms())
-        else:
-            books.state = state
-            books.heartbeat_ms = self._clock.now_ms()
+        now_ms = self._clock.now_ms()
+        self._pools[state.pool].books.report(state, self._fence or 0, now_ms)
+        if state.phase is ReplicaPhase.READY:
+            self._pass_on(state.pool, state.replica_id, now_ms)
 
     async def deregister(self, state: ReplicaState) -> None:
-        self._pools[state.pool].forget_replica(state.replica_id)
+        self._pools[state.pool].books.forget(state.replica_id)
+
+    # Views.
 
     async def pool_load(self, pool: str) -> PoolLoad:
         now_ms = self._clock.now_ms()
-        books = self._pools[pool]
+        books, queue = self._pools[pool].books, self._pools[pool].queue
+        interactive, normal, batch = (queue.waiting(level) for level in range(len(CLASSES)))
         return PoolLoad(
             replicas=tuple(
-                replace(entry.state, load_requests=entry.requests, load_tokens=entry.tokens)
-                for _, entry in sorted(books.replicas.items())
-                if not entry.dead(now_ms)
+                replace(each.state, load_requests=each.requests, load_tokens=each.tokens)
+                for _, each in sorted(books.replicas.items())
+                if each.state is not None and not each.dead(now_ms)
             ),
             leases=sum(lease.expiry_ms > now_ms for lease in books.leases.values()),
+            waiting=(interactive, normal, batch),
         )
 
+    async def budget_states(self, budgets: Sequence[tuple[str, str]]) -> tuple[BudgetState, ...]:
+        now_ms = self._clock.now_ms()
+        return tuple(self._money.state(owner, window, now_ms) for owner, window in budgets)
+
     async def spend_today(self) -> Spend:
-        sums = self._spend[self._today()]
-        tiers = sorted(name for name in sums if name.startswith("calls:"))
+        sums = self._today()
+
+        def group(prefix: str) -> tuple[tuple[str, int], ...]:
+            names = sorted(name for name in sums if name.startswith(prefix))
+            return tuple((name.removeprefix(prefix), sums[name]) for name in names)
+
         return Spend(
             spent_micro_usd=sums["spent"],
             saved_micro_usd=sums["saved"],
             calls=sums["calls"],
-            calls_by_tier=tuple((name.removeprefix("calls:"), sums[name]) for name in tiers),
+            calls_by_tier=group("calls:"),
+            refused=group("refused:"),
+            lost_calls=sums["lost"],
+            overrun_micro_usd=sums["overrun"],
         )
 
     async def ping(self) -> None:
@@ -253,49 +560,52 @@ class MemoryScheduler:
     async def close(self) -> None:
         """Nothing to close."""
 
+    def _next_fence(self, now_ms: int) -> int:
+        """After data loss the count goes on above every earlier one."""
+        last = (now_ms - FENCE_EPOCH_MS) * FENCES_PER_MS if self._fence is None else self._fence
+        self._fence = last + 1
+        return self._fence
+
+    def _remember(self, request_id: str, reservation: _Reservation, now_ms: int) -> None:
+        reservation.forget_at_ms = now_ms + RESERVATION_TTL_MS
+        self._reservations[request_id] = reservation
+        self._to_forget.append((reservation.forget_at_ms, request_id))
+
     def _reservation(self, request_id: str) -> _Reservation | None:
         known = self._reservations.get(request_id)
-        if known is not None and known.forget_at_ms <= self._clock.now_ms():
-            return None
-        return known
+        return known if known is not None and known.forget_at_ms > self._clock.now_ms() else None
 
-    def _today(self) -> str:
-        return keys.utc_day(self._clock.now_ms())
+    def _forget_reservations(self, now_ms: int) -> None:
+        """Redis forgets keys by itself."""
+        while self._to_forget and self._to_forget[0][0] <= now_ms:
+            forget_at_ms, request_id = self._to_forget.popleft()
+            known = self._reservations.get(request_id)
+            if known is not None and known.forget_at_ms == forget_at_ms:
+                del self._reservations[request_id]
+
+    def _today(self) -> Counter[str]:
+        return self._spend[keys.utc_day(self._clock.now_ms())]
 
 
-def _choose(
-    pool: _Pool, now_ms: int, excluded: Sequence[str], own_lease: _Lease | None
-) -> tuple[_Replica | None, bool]:
-    """The best replica with a free slot or None, and whether a live one is full. `own_lease` is the
-    request's lease of the step before, if it is in this pool: its slot counts as free."""
-    ready = [books for books in pool.replicas.values() if books.ready and not books.dead(now_ms)]
-    looked_at = heapq.nsmallest(
-        LOOK_AT_REPLICAS + len(set(excluded)),
-        ready,
-        key=lambda books: (books.full, books.tokens, books.state.replica_id),
+def _grant_of(request_id: str, step: int, lease: Lease) -> Grant:
+    return Grant(
+        request_id=request_id,
+        step=step,
+        candidate=lease.candidate,
+        replica_id=lease.replica_id,
+        address=lease.address,
+        fence=lease.fence,
+        lease_expiry_ms=lease.expiry_ms,
     )
-    if own_lease is not None:
-        looked_at += [
-            books
-            for books in ready
-            if books.state.replica_id == own_lease.replica_id and books not in looked_at
-        ]
-    full = False
-    free: list[tuple[int, int, str]] = []
-    for books in looked_at:
-        replica_id = books.state.replica_id
-        if replica_id in excluded:
-            continue
-        requests, tokens = books.requests, books.tokens
-        if own_lease is not None and books.counts(own_lease):
-            requests -= 1
-            tokens -= own_lease.tokens
-        if requests >= books.state.max_concurrency:
-            full = True
-        else:
-            free.append((tokens, requests, replica_id))
-    return (pool.replicas[min(free)[2]] if free else None), full
 
 
-def _refusal(reason: RefusalReason) -> Refusal:
-    return Refusal(reason, RETRY_AFTER_MS[reason])
+def _reservation_of(request: AdmitRequest) -> _Reservation:
+    return _Reservation(
+        step=request.step,
+        pool="",
+        hold=request.hold_micro_usd,
+        rates=tuple((rate.bucket, rate.increment_us) for rate in request.rates),
+        budgets=tuple((line.owner, line.window) for line in request.budgets),
+        note=request.note,
+        forget_at_ms=0,
+    )

@@ -5,199 +5,341 @@ Knows how calls become KEYS and ARGV and how replies become records; the decisio
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-from urllib.parse import quote
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from cluster import keys
 from cluster.clock import Clock
-from cluster.errors import ConfigError, SchedulerUnavailable
 from cluster.scheduler import scripts
+from cluster.scheduler.redis_connection import unavailable_on_error
 from cluster.scheduler.scheduler import (
+    CLASSES,
     DEAD_AFTER_MS,
-    EXPIRED_PER_ADMIT,
     EXPIRED_PER_REAP,
+    GATEWAY_TTL_MS,
     LOOK_AT_REPLICAS,
+    REBUILD_GRACE_MS,
     RESERVATION_TTL_MS,
-    RETRY_AFTER_MS,
 )
 from cluster.types import (
     AdmitRequest,
+    BudgetLine,
+    BudgetState,
+    Candidate,
     Grant,
+    HeldLease,
+    Lost,
+    Placement,
     PoolLoad,
     Refusal,
     RefusalReason,
+    Renewal,
     ReplicaPhase,
     ReplicaState,
     Settlement,
+    SettleRequest,
     Spend,
-    Usage,
+    Waiting,
 )
 
-# First cut: long enough for a busy laptop, short enough that a hung store cannot hang a request. The breaker
-# of SCHEDULER.md 11 comes with 50 to 100 ms.
-CONNECT_TIMEOUT_S = 0.25
-OPERATION_TIMEOUT_S = 0.5
-MAX_CONNECTIONS = 32
+_REFUSED, _GRANTED, _POOL_MISSING, _WAITING = 0, 1, 2, 4
+_SETTLED_NOW, _NO_SUCH_REQUEST = 1, 3
 
-_REFUSED, _GRANTED = 0, 1
-_SETTLED_BEFORE, _SETTLED_NOW, _NO_SUCH_REQUEST = 0, 1, 3
-_POOL_MISSING = 2
+_NEUTRAL = Placement()
+_MAY_NOT_WAIT = -1
 
 
-def connect(
-    url_or_unix_socket: str,
-    *,
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    operation_timeout_s: float = OPERATION_TIMEOUT_S,
-) -> Redis:
-    """A client for `redis://`, `rediss://` or `unix://` URLs, or for the path of a unix socket.
+@dataclass(frozen=True, slots=True)
+class GrantNotice:
+    """A waiter was given a slot: what the script publishes."""
 
-    Connects on first use. Raises ConfigError for any other URL.
-    """
-    url = url_or_unix_socket
-    if url.startswith("/"):
-        url = f"unix://{quote(url)}"
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=operation_timeout_s,  # for a free connection
-            socket_connect_timeout=connect_timeout_s,
-            socket_timeout=operation_timeout_s,
-            # One retry on a fresh connection, because a pooled one may have died unnoticed: every call is
-            # safe to repeat. Never after a timeout: that would double the wait for a store that hangs.
-            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-            decode_responses=True,
-            protocol=2,  # we need nothing of RESP3, and it costs a round trip per connection
+    request_id: str
+    step: int
+    fence: int
+    lease_expiry_ms: int
+    address: str
+    replica_id: str
+
+    def grant_of(self, candidate: Candidate) -> Grant:
+        return Grant(
+            self.request_id,
+            self.step,
+            candidate,
+            self.replica_id,
+            self.address,
+            self.fence,
+            self.lease_expiry_ms,
         )
-    except ValueError as error:
-        # The URL may hold a password, so it is not repeated here.
-        raise ConfigError(
-            "the Redis URL must start with redis://, rediss:// or unix://, or be the path of a unix socket"
-        ) from error
-    return Redis.from_pool(pool)
-
-
-@contextmanager
-def _unavailable_on_error() -> Iterator[None]:
-    """The seam where Redis' errors become ours: timeouts, refused or lost connections, a full connection
-    pool, LOADING, OOM, READONLY, CLUSTERDOWN."""
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise SchedulerUnavailable(
-            "The scheduler's store does not answer; try again shortly.", retry_after_s=1.0
-        ) from error
 
 
 class RedisScheduler:
-    """`Scheduler` on a client made by `connect`. Leases and heartbeats live by Redis' clock; `clock` only
-    says which UTC day a cost belongs to."""
+    """`Scheduler` on a client made by `connect`. Leases, waits and heartbeats live by Redis' clock; `clock`
+    only says which UTC day a cost belongs to."""
 
     def __init__(self, client: Redis, clock: Clock) -> None:
         self._client = client
         self._clock = clock
+        self._held_adapters: dict[str, frozenset[str]] = {}
 
-    async def admit(self, request: AdmitRequest) -> Grant | Refusal:
+    # Calls.
+
+    async def admit(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
         pools = _distinct(candidate.pool for candidate in request.candidates)
-        reply = await self._admit(request, pools)
-        if reply[0] == _POOL_MISSING:
-            reply = await self._admit(request, [*pools, reply[1]])
+        reply = await self._run(scripts.ADMIT, *self._admission(request, pools))
+        while reply[0] == _POOL_MISSING:
+            pools.append(reply[1])
+            reply = await self._run(scripts.ADMIT, *self._admission(request, pools))
         if reply[0] == _REFUSED:
-            reason = RefusalReason(reply[1])
-            return Refusal(reason, RETRY_AFTER_MS[reason])
-        _, candidate, replica, address, fence, expiry_ms = reply
-        return Grant(
-            request_id=request.request_id,
-            step=request.step,
-            candidate=request.candidates[candidate],
-            replica_id=replica,
-            address=address,
-            fence=fence,
-            lease_expiry_ms=expiry_ms,
-        )
+            _, reason, retry_after_ms, detail = reply
+            return Refusal(RefusalReason(reason), retry_after_ms, detail)
+        return _placed(request.request_id, request.step, request.candidates[reply[1]], reply)
 
-    async def _admit(self, request: AdmitRequest, pools: Sequence[str]) -> Any:
+    def _admission(self, request: AdmitRequest, pools: Sequence[str]) -> tuple[list[str], list[str | int]]:
+        adapter_keys: list[str] = []
+        options: list[str | int] = []
+        placements = request.placements or (_NEUTRAL,) * len(request.candidates)
+        for candidate, placement in zip(request.candidates, placements, strict=True):
+            if candidate.adapter is not None:
+                adapter_keys.append(keys.adapter_holders(candidate.pool, candidate.adapter))
+            options += (
+                pools.index(candidate.pool) + 1,
+                candidate.tier,
+                placement.base_nano_usd,
+                placement.per_token_nano_usd,
+                placement.cold_nano_usd,
+                len(adapter_keys) if candidate.adapter is not None else 0,
+                placement.affine_replica,
+                placement.credit_nano_usd,
+                placement.service_us,
+                placement.slots,
+            )
+        queue = request.queue
+        script_keys = [
+            keys.reservation(request.request_id),
+            keys.FENCE,
+            keys.EPOCH,
+            *(keys.rate_bucket(rate.bucket) for rate in request.rates),
+            *(keys.budget(line.owner, line.window) for line in request.budgets),
+            keys.stats(self._today()),
+            keys.EVENTS,
+            *_pool_keys(pools),
+            *adapter_keys,
+        ]
         arguments: list[str | int] = [
             request.request_id,
             request.step,
             request.tokens,
             request.lease_ttl_ms,
-            int(request.spill),
-            DEAD_AFTER_MS,
             RESERVATION_TTL_MS,
-            EXPIRED_PER_ADMIT,
+            DEAD_AFTER_MS,
             LOOK_AT_REPLICAS,
-            request.large_price.prompt_micro_usd_per_mtok,
-            request.large_price.output_micro_usd_per_mtok,
+            int(request.spill),
+            CLASSES.index(request.priority),
+            request.tenant,
+            request.weight,
+            keys.grants_channel(request.gateway),
+            request.hold_micro_usd,
+            _note_of(request),
+            request.deadline_ms,
+            queue.longest_queue if queue else _MAY_NOT_WAIT,
+            queue.longest_wait_ms if queue else 0,
+            queue.ticket_ttl_ms if queue else 0,
+            queue.ageing_ms if queue else 1,
+            int(request.checked),
+            len(request.rates),
+            len(request.budgets),
             len(request.candidates),
+            len(pools),
         ]
-        for candidate in request.candidates:
-            arguments += [
-                pools.index(candidate.pool) + 1,
-                candidate.tier,
-                candidate.price.prompt_micro_usd_per_mtok,
-                candidate.price.output_micro_usd_per_mtok,
-            ]
-        arguments += [*pools, *request.exclude_replicas]
-        return await self._run(
-            scripts.ADMIT,
-            [keys.reservation(request.request_id), keys.FENCE, *_pool_keys(pools)],
-            arguments,
-        )
+        for rate in request.rates:
+            arguments += (rate.bucket, rate.increment_us, rate.burst_us)
+        for line in request.budgets:
+            arguments += (line.name, line.limit_micro_usd, line.ttl_ms)
+        return script_keys, [*arguments, *options, *pools, *request.exclude_replicas]
 
-    async def renew(self, grants: Sequence[Grant], lease_ttl_ms: int) -> tuple[bool, ...]:
-        if not grants:
+    async def poll(
+        self, waiting: Sequence[Waiting], ticket_ttl_ms: int
+    ) -> tuple[Grant | Waiting | None, ...]:
+        if not waiting:
             return ()
-        pools = _distinct(grant.candidate.pool for grant in grants)
-        script_keys = [key for pool in pools for key in (keys.leases(pool), keys.lease_details(pool))]
-        arguments: list[str | int] = [lease_ttl_ms]
-        for grant in grants:
-            arguments += [pools.index(grant.candidate.pool) + 1, grant.request_id, grant.fence]
-        reply = await self._run(scripts.RENEW, script_keys, arguments)
-        return tuple(renewed == 1 for renewed in reply)
+        pools = _distinct(each.candidate.pool for each in waiting)
+        arguments: list[str | int] = [ticket_ttl_ms]
+        for each in waiting:
+            arguments += (pools.index(each.candidate.pool) + 1, each.request_id)
+        replies = await self._run(scripts.POLL, _pool_keys(pools), arguments)
+        return tuple(_polled(each, reply) for each, reply in zip(waiting, replies, strict=True))
 
-    async def settle(self, request_id: str, pools: Sequence[str], usage: Usage) -> Settlement | None:
-        pools = _distinct(pools)
-        reply = await self._settle(request_id, pools, usage)
-        if reply[0] == _POOL_MISSING:
-            reply = await self._settle(request_id, [*pools, reply[1]], usage)
+    async def renew(self, gateway: str, leases: Sequence[HeldLease], lease_ttl_ms: int) -> Renewal:
+        pools = _distinct(lease.grant.candidate.pool for lease in leases)
+        script_keys = [keys.GATEWAYS, keys.EPOCH]
+        for pool in pools:
+            script_keys += (keys.leases(pool), keys.lease_details(pool))
+        arguments: list[str | int] = [lease_ttl_ms, gateway, GATEWAY_TTL_MS]
+        for lease in leases:
+            grant = lease.grant
+            arguments += (
+                pools.index(grant.candidate.pool) + 1,
+                grant.request_id,
+                grant.fence,
+                int(lease.dispatched),
+            )
+        epoch, gateways, *kept = await self._run(scripts.RENEW, script_keys, arguments)
+        return Renewal(tuple(each == 1 for each in kept), epoch, gateways)
+
+    async def settle(self, request: SettleRequest) -> Settlement | None:
+        pools = _distinct(request.pools)
+        reply = await self._run(scripts.SETTLE, *self._settlement(request, pools))
+        while reply[0] == _POOL_MISSING:
+            pools.append(reply[1])
+            reply = await self._run(scripts.SETTLE, *self._settlement(request, pools))
         if reply[0] == _NO_SUCH_REQUEST:
             return None
-        outcome, cost, saved = reply
-        return Settlement(int(cost), int(saved), first=outcome == _SETTLED_NOW)
+        outcome, cost, saved, _grants = reply
+        return Settlement(cost, saved, first=outcome == _SETTLED_NOW)
 
-    async def _settle(self, request_id: str, pools: Sequence[str], usage: Usage) -> Any:
-        return await self._run(
-            scripts.SETTLE,
-            [keys.reservation(request_id), keys.spend(self._today()), *_pool_keys(pools)],
-            [request_id, usage.prompt_tokens, usage.output_tokens, RESERVATION_TTL_MS, *pools],
-        )
-
-    async def reap(self, pools: Sequence[str]) -> int:
+    def _settlement(self, request: SettleRequest, pools: Sequence[str]) -> tuple[list[str], list[str | int]]:
         script_keys = [
-            key for pool in _distinct(pools) for key in (*_pool_keys([pool]), keys.directory(pool))
+            keys.reservation(request.request_id),
+            keys.FENCE,
+            keys.stats(self._today()),
+            keys.EVENTS,
+            *(keys.rate_bucket(bucket) for bucket, _ in request.rates),
+            *(keys.budget(owner, window) for owner, window in request.budgets),
+            *_pool_keys(pools),
         ]
-        return int(await self._run(scripts.REAP, script_keys, [DEAD_AFTER_MS, EXPIRED_PER_REAP]))
+        arguments: list[str | int] = [
+            request.request_id,
+            request.cost_micro_usd,
+            request.saved_micro_usd,
+            request.tier,
+            RESERVATION_TTL_MS,
+            DEAD_AFTER_MS,
+            "cancelled" if request.cancelled else "settled",
+            len(request.rates),
+            len(request.budgets),
+            len(pools),
+            *(back_us for _, back_us in request.rates),
+            *pools,
+        ]
+        return script_keys, arguments
+
+    async def listen_for_grants(self, gateway: str, tell: Callable[[GrantNotice], None]) -> None:
+        """Tell of every grant to a waiter of this gateway. Runs for ever, also over lost connections; messages
+        may be lost, so `poll` has the last word."""
+        while True:
+            try:
+                async with self._client.pubsub() as subscription:
+                    await subscription.subscribe(keys.grants_channel(gateway))
+                    while True:
+                        message = await subscription.get_message(ignore_subscribe_messages=True, timeout=5.0)
+                        if message is not None:
+                            tell(_notice_of(message["data"]))
+            except (RedisError, OSError):
+                await asyncio.sleep(1.0)
+
+    # Janitor.
+
+    async def reap(self, pools: Sequence[str], *, charge_lost: bool = True) -> tuple[Lost, ...]:
+        pools = _distinct(pools)
+        script_keys = [keys.FENCE]
+        for pool in pools:
+            script_keys += (*keys.of_pool(pool), keys.directory(pool))
+        found, dead = await self._run(scripts.SWEEP, script_keys, [DEAD_AFTER_MS, EXPIRED_PER_REAP])
+        for number, replica_id, adapters in zip(dead[::3], dead[1::3], dead[2::3], strict=True):
+            await self._take_out(pools[number - 1], replica_id, json.loads(adapters), DEAD_AFTER_MS)
+        if not found:
+            return ()
+        expired = [(pools[number - 1], id_) for number, id_ in zip(found[::2], found[1::2], strict=True)]
+        # A request's budgets and buckets stand in its reservation: read first, so that every key is declared.
+        with unavailable_on_error():
+            rows: list[Any] = await self._client.mget([keys.reservation(id_) for _, id_ in expired])
+        lost = []
+        for (pool, request_id), row in zip(expired, rows, strict=True):
+            rates, budgets, note = _parse_note(row)
+            reply = await self._run(
+                scripts.REAP,
+                [
+                    keys.reservation(request_id),
+                    keys.FENCE,
+                    keys.stats(self._today()),
+                    keys.EVENTS,
+                    *(keys.rate_bucket(bucket) for bucket, _ in rates),
+                    *(keys.budget(owner, window) for owner, window in budgets),
+                    *keys.of_pool(pool),
+                ],
+                [
+                    request_id,
+                    pool,
+                    RESERVATION_TTL_MS,
+                    DEAD_AFTER_MS,
+                    int(charge_lost),
+                    len(rates),
+                    len(budgets),
+                    *(charged_us for _, charged_us in rates),
+                ],
+            )
+            if reply[0] == 1:
+                lost.append(Lost(request_id, reply[1], note))
+        return tuple(lost)
+
+    async def rebuild(self, spent: Sequence[tuple[BudgetLine, int]], grace_ms: int = REBUILD_GRACE_MS) -> str:
+        arguments: list[str | int] = [grace_ms]
+        for line, micro_usd in spent:
+            arguments += (micro_usd, line.ttl_ms)
+        script_keys = [keys.EPOCH, *(keys.budget(line.owner, line.window) for line, _ in spent)]
+        return str(await self._run(scripts.REBUILD, script_keys, arguments))
+
+    async def reregister(self, request: AdmitRequest, lease: HeldLease) -> Grant | None:
+        grant = lease.grant
+        pool = grant.candidate.pool
+        fence = await self._run(
+            scripts.REREGISTER,
+            [
+                keys.reservation(request.request_id),
+                keys.FENCE,
+                *(keys.budget(line.owner, line.window) for line in request.budgets),
+                *keys.of_pool(pool),
+                keys.directory(pool),
+            ],
+            [
+                request.request_id,
+                grant.step,
+                pool,
+                request.hold_micro_usd,
+                _note_of(request),
+                RESERVATION_TTL_MS,
+                request.tokens,
+                request.candidates.index(grant.candidate) if grant.candidate in request.candidates else 0,
+                grant.address,
+                grant.replica_id,
+                request.lease_ttl_ms,
+                int(lease.dispatched),
+                len(request.budgets),
+                *(line.ttl_ms for line in request.budgets),
+            ],
+        )
+        return replace(grant, fence=fence) if fence else None
+
+    # Replicas.
 
     async def heartbeat(self, state: ReplicaState) -> None:
+        held = [name for name, phase in state.adapters if phase == "loaded"]
+        before = await self._adapters_before(state)
         await self._run(
             scripts.HEARTBEAT,
             [
                 keys.replica(state.replica_id),
                 keys.directory(state.pool),
                 keys.FENCE,
-                *_pool_keys([state.pool]),
+                *keys.of_pool(state.pool),
+                *(keys.adapter_holders(state.pool, name) for name in held),
+                *(keys.adapter_holders(state.pool, name) for name in sorted(before.difference(held))),
             ],
             [
                 state.replica_id,
@@ -206,20 +348,45 @@ class RedisScheduler:
                 int(state.phase is ReplicaPhase.READY),
                 state.epoch,
                 state.max_concurrency,
+                state.max_outstanding_tokens,
                 state.address,
+                len(held),
+                json.dumps(held),
             ],
         )
+        self._held_adapters[state.replica_id] = frozenset(held)
 
     async def deregister(self, state: ReplicaState) -> None:
+        await self._take_out(state.pool, state.replica_id, sorted(await self._adapters_before(state)), 0)
+        self._held_adapters.pop(state.replica_id, None)
+
+    async def _take_out(
+        self, pool: str, replica_id: str, adapters: Iterable[str], if_dead_after_ms: int
+    ) -> None:
         await self._run(
             scripts.DEREGISTER,
-            [keys.replica(state.replica_id), keys.directory(state.pool), *_pool_keys([state.pool])],
-            [state.replica_id],
+            [
+                keys.replica(replica_id),
+                keys.directory(pool),
+                *keys.of_pool(pool),
+                *(keys.adapter_holders(pool, name) for name in adapters),
+            ],
+            [replica_id, if_dead_after_ms],
         )
 
+    async def _adapters_before(self, state: ReplicaState) -> frozenset[str]:
+        """Those of the last heartbeat; asked once for a replica whose earlier process reported others."""
+        known = self._held_adapters.get(state.replica_id)
+        if known is not None:
+            return known
+        with unavailable_on_error():
+            names = await self._client.hget(keys.load(state.pool), f"{state.replica_id}|adp")
+        return frozenset(json.loads(names or "[]"))
+
+    # Views, for people and control loops: several reads, each correct by itself.
+
     async def pool_load(self, pool: str) -> PoolLoad:
-        # For people and control loops: several reads, each correct by itself.
-        with _unavailable_on_error():
+        with unavailable_on_error():
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.time()
                 pipeline.smembers(keys.directory(pool))
@@ -228,36 +395,33 @@ class RedisScheduler:
             replica_ids = sorted(ids)
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.zcount(keys.leases(pool), f"({now_ms}", "+inf")
+                for number in range(len(CLASSES)):
+                    pipeline.zcount(keys.queue(pool), number * _CLASS, f"({(number + 1) * _CLASS}")
                 for replica_id in replica_ids:
                     pipeline.get(keys.replica(replica_id))
                     pipeline.hmget(keys.load(pool), f"{replica_id}|req", f"{replica_id}|tok")
-                leases, *rows = await pipeline.execute()
+                leases, interactive, normal, batch, *rows = await pipeline.execute()
         replicas = tuple(
             replace(_parse_state(entry), load_requests=int(requests or 0), load_tokens=int(tokens or 0))
             for entry, (requests, tokens) in zip(rows[::2], rows[1::2], strict=True)
             if entry is not None
         )
-        return PoolLoad(replicas=replicas, leases=leases)
+        return PoolLoad(replicas=replicas, leases=leases, waiting=(interactive, normal, batch))
+
+    async def budget_states(self, budgets: Sequence[tuple[str, str]]) -> tuple[BudgetState, ...]:
+        if not budgets:
+            return ()
+        with unavailable_on_error():
+            rows = await self._client.mget([keys.budget(owner, window) for owner, window in budgets])
+        return tuple(BudgetState(*map(int, row.split())) if row else BudgetState() for row in rows)
 
     async def spend_today(self) -> Spend:
-        with _unavailable_on_error():
-            reply = await self._client.hgetall(keys.spend(self._today()))
-        sums = {str(field): int(amount) for field, amount in reply.items()}
-        return Spend(
-            spent_micro_usd=sums.get("spent", 0),
-            saved_micro_usd=sums.get("saved", 0),
-            calls=sums.get("calls", 0),
-            calls_by_tier=tuple(
-                sorted(
-                    (field.removeprefix("calls:"), count)
-                    for field, count in sums.items()
-                    if field.startswith("calls:")
-                )
-            ),
-        )
+        with unavailable_on_error():
+            reply = await self._client.hgetall(keys.stats(self._today()))
+        return spend_of({str(field): int(amount) for field, amount in reply.items()})
 
     async def ping(self) -> None:
-        with _unavailable_on_error():
+        with unavailable_on_error():
             await self._client.ping()
 
     async def close(self) -> None:
@@ -266,24 +430,83 @@ class RedisScheduler:
     async def _run(
         self, script: scripts.LuaScript, script_keys: Sequence[str], arguments: Sequence[str | int]
     ) -> Any:
-        with _unavailable_on_error():
+        with unavailable_on_error():
             return await script(self._client, script_keys, arguments)
 
     def _today(self) -> str:
         return keys.utc_day(self._clock.now_ms())
 
 
-def _distinct(names: Iterator[str] | Sequence[str]) -> list[str]:
+_CLASS = 2**50  # as in lua/_queue.lua
+
+
+def spend_of(sums: dict[str, int]) -> Spend:
+    """The day's counters (`cluster.keys.stats`) as a record."""
+
+    def group(prefix: str) -> tuple[tuple[str, int], ...]:
+        return tuple(
+            sorted((name.removeprefix(prefix), n) for name, n in sums.items() if name.startswith(prefix))
+        )
+
+    return Spend(
+        spent_micro_usd=sums.get("spent", 0),
+        saved_micro_usd=sums.get("saved", 0),
+        calls=sums.get("calls", 0),
+        calls_by_tier=group("calls:"),
+        refused=group("refused:"),
+        lost_calls=sums.get("lost", 0),
+        overrun_micro_usd=sums.get("overrun", 0),
+    )
+
+
+def _placed(request_id: str, step: int, candidate: Candidate, reply: Sequence[Any]) -> Grant | Waiting:
+    if reply[0] == _WAITING:
+        _, _, position, wait_ms = reply
+        return Waiting(request_id, step, candidate, position, wait_ms)
+    _, _, replica, address, fence, expiry_ms = reply
+    return Grant(request_id, step, candidate, replica, address, fence, expiry_ms)
+
+
+def _polled(waiting: Waiting, reply: Sequence[Any]) -> Grant | Waiting | None:
+    if reply[0] == _GRANTED:
+        return _placed(waiting.request_id, waiting.step, waiting.candidate, reply)
+    if reply[0] == _WAITING:
+        return replace(waiting, position=reply[1], predicted_wait_ms=0)
+    return None
+
+
+def _notice_of(payload: str) -> GrantNotice:
+    request_id, step, _candidate, fence, expiry_ms, address, replica_id = payload.split("|", maxsplit=6)
+    return GrantNotice(request_id, int(step), int(fence), int(expiry_ms), address, replica_id)
+
+
+def _note_of(request: AdmitRequest) -> str:
+    """What `reap` needs of a request whose gateway is gone."""
+    return json.dumps(
+        {
+            "rates": [(rate.bucket, rate.increment_us) for rate in request.rates],
+            "budgets": [(line.owner, line.window) for line in request.budgets],
+            "note": request.note,
+        },
+        separators=(",", ":"),
+    )
+
+
+def _parse_note(row: str | None) -> tuple[list[tuple[str, int]], list[tuple[str, str]], str]:
+    """From a reservation: rates, budgets and note; empty where it is over."""
+    state, *rest = (row or "").split("|", maxsplit=4)
+    if state not in ("open", "waiting"):
+        return [], [], ""
+    note = json.loads(rest[3])
+    return note["rates"], note["budgets"], note["note"]
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
 def _pool_keys(pools: Sequence[str]) -> list[str]:
-    """In the order that `lua/_pool.lua` expects."""
-    return [
-        key
-        for pool in pools
-        for key in (keys.leases(pool), keys.lease_details(pool), keys.replicas(pool), keys.load(pool))
-    ]
+    return [key for pool in pools for key in keys.of_pool(pool)]
 
 
 def _parse_state(entry: str) -> ReplicaState:

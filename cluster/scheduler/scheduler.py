@@ -7,14 +7,20 @@ from typing import Protocol
 
 from cluster.types import (
     AdmitRequest,
+    BudgetLine,
+    BudgetState,
     Grant,
+    HeldLease,
+    Lost,
     PoolLoad,
+    PriorityClass,
     Refusal,
-    RefusalReason,
+    Renewal,
     ReplicaState,
     Settlement,
+    SettleRequest,
     Spend,
-    Usage,
+    Waiting,
 )
 
 HEARTBEAT_PERIOD_S = 1.0
@@ -22,54 +28,62 @@ DEAD_AFTER_MS = 3_000
 """A replica without a heartbeat for this long gets no request and is dropped by `reap`."""
 
 RESERVATION_TTL_MS = 24 * 3_600_000
-"""How long a settled request id is remembered, so that a second settle is harmless."""
+"""How long an ended request id is remembered, so that a second settle is harmless."""
 
-LOOK_AT_REPLICAS = 8
-"""Per candidate, so that the cost of admit does not grow with the pool (SCHEDULER.md 8)."""
+LOOK_AT_REPLICAS = 4
+"""Of the least loaded, and of the holders of the adapter, per candidate: with the prefix-affine one a
+choice sees at most nine, so that the cost of admit does not grow with the pool (SCHEDULER.md 8)."""
 
-EXPIRED_PER_ADMIT = 64
-EXPIRED_PER_REAP = 1_000
-"""How many expired leases one call ends per pool at most: a script stops the whole store while it runs."""
+EXPIRED_PER_REAP = 500
+"""How many requests one reap ends per pool at most."""
 
-RETRY_AFTER_MS = {
-    # A slot frees when a call ends, and that takes seconds: sooner is only load.
-    RefusalReason.CAPACITY: 1_000,
-    # Three heartbeats: the shortest time in which a lost replica can be noticed and a new one report.
-    RefusalReason.NO_REPLICA: 3_000,
-    # Never: it has ended.
-    RefusalReason.ENDED: 0,
-}
+GATEWAY_TTL_MS = 5_000
+"""A gateway without a renewal for this long is no longer counted."""
+
+REBUILD_GRACE_MS = 3_000
+"""After data loss: gateways renew every second, so all that live have brought their holds back by then."""
+
+CLASSES = tuple(PriorityClass)
 
 
 class Scheduler(Protocol):
-    """Admission, leases, replica directory and spend. Every call is atomic and safe to repeat.
+    """Admission, leases, queue, replica directory and spend. Every call is atomic and safe to repeat.
 
     Raises `SchedulerUnavailable` when the store does not answer in time.
     """
 
-    async def admit(self, request: AdmitRequest) -> Grant | Refusal:
-        """Choose the live replica with the fewest outstanding tokens in the first pool that has a free
-        slot, and lease it. The same request id and step again returns the stored grant; a higher step
-        ends the lease of the step before. Without `spill`, a live but full pool refuses instead of
-        letting the next candidate have the call; a pool without a live replica is always passed over, and
-        an excluded replica counts as none. A refusal leaves the lease of the step before as it is.
+    async def admit(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
+        """Take rates and hold, choose a replica and lease it; where nothing is free, wait or refuse.
+
+        Without `spill` only the candidates of the first tier with a living replica compete; with it all do.
+        Among the replicas that are looked at the cheapest wins (`Placement`), then the one with the fewest
+        outstanding tokens, the earlier candidate, the smaller id. Where others wait, nobody goes past them.
+        The same request id and step again returns the stored answer; a higher step ends the lease or the
+        place of the step before, unless it is refused. A refusal changes nothing.
         """
         ...
 
-    async def renew(self, grants: Sequence[Grant], lease_ttl_ms: int) -> tuple[bool, ...]:
-        """Extend leases; False where the lease is lost or the fence is old. A late lease that nobody has
-        ended yet is extended: its slot is still taken."""
+    async def poll(
+        self, waiting: Sequence[Waiting], ticket_ttl_ms: int
+    ) -> tuple[Grant | Waiting | None, ...]:
+        """What became of waiters, who go on waiting for another `ticket_ttl_ms`. None: the wait is over
+        (deadline, or reaped); cancel it, to have its money back."""
         ...
 
-    async def settle(self, request_id: str, pools: Sequence[str], usage: Usage) -> Settlement | None:
-        """End the request: free its slot, add its cost at the prices frozen by its last step to today's
-        spend. `pools` are those of the request's candidates. Idempotent by request id, also after the
-        lease expired. None: never admitted (or forgotten after 24 h): nothing is charged."""
+    async def renew(self, gateway: str, leases: Sequence[HeldLease], lease_ttl_ms: int) -> Renewal:
+        """A gateway's sign of life: registers it and extends its leases; False where the lease is lost or the
+        fence is old. A late lease that nobody has ended yet is extended: its slot is still taken."""
         ...
 
-    async def reap(self, pools: Sequence[str]) -> int:
-        """Free the slots of expired leases and drop dead replicas; returns how many leases ended, at
-        most `EXPIRED_PER_REAP` per pool: the next tick ends the rest."""
+    async def settle(self, request: SettleRequest) -> Settlement | None:
+        """End a request: free its slot for the next waiter, replace its hold by its cost in the budgets,
+        correct its rate buckets. Idempotent by request id; corrects the charge of a request that was reaped.
+        None: never admitted (or forgotten after 24 h): nothing is charged."""
+        ...
+
+    async def reap(self, pools: Sequence[str], *, charge_lost: bool = True) -> tuple[Lost, ...]:
+        """Drop dead replicas, give free slots to waiters, end requests whose lease or wait has run out. A
+        lost call that had been dispatched is charged its hold if `charge_lost`; others are refunded."""
         ...
 
     async def heartbeat(self, state: ReplicaState) -> None:
@@ -80,8 +94,21 @@ class Scheduler(Protocol):
         """Take a replica out at once: no new request reaches it. Its leases go on until settled."""
         ...
 
+    async def rebuild(self, spent: Sequence[tuple[BudgetLine, int]], grace_ms: int = REBUILD_GRACE_MS) -> str:
+        """Raise the budgets to what the ledger knows (micro-USD), never lower them. Returns the epoch; after
+        data loss it reads `rebuilding|<id>` for the grace, then `open|<id>`."""
+        ...
+
+    async def reregister(self, request: AdmitRequest, lease: HeldLease) -> Grant | None:
+        """After data loss: bring back the hold and the lease of a running call. None: it is known."""
+        ...
+
+    async def budget_states(self, budgets: Sequence[tuple[str, str]]) -> tuple[BudgetState, ...]:
+        """Of each owner and window."""
+        ...
+
     async def pool_load(self, pool: str) -> PoolLoad:
-        """The pool's directory entries (all phases, living ones only), their load, and live leases."""
+        """The pool's directory entries (all phases, living ones only), their load, leases and waiters."""
         ...
 
     async def spend_today(self) -> Spend: ...

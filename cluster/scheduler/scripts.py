@@ -1,4 +1,4 @@
-"""The Lua operations as package data: `lua/<name>.lua`, with the shared `lua/_pool.lua` put in front."""
+"""The Lua operations as package data: `lua/<name>.lua` behind the shared `lua/_*.lua` that it names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
+
+_USES = "-- Uses "
 
 
 class LuaScript:
@@ -21,9 +23,13 @@ class LuaScript:
         shebang, _, body = (folder / f"{name}.lua").read_text().partition("\n")
         if not shebang.startswith("#!lua"):
             raise ValueError(f"lua/{name}.lua must start with #!lua, not with {shebang!r}")
+        first_line = body.partition("\n")[0]
+        parts = first_line.removeprefix(_USES).split() if first_line.startswith(_USES) else []
         self.name = name
         # Joined, never formatted: a value in the text would be code, and each one another cached script.
-        self.source = "".join((shebang, "\n", (folder / "_pool.lua").read_text(), body))
+        self.source = "".join(
+            (shebang, "\n", *((folder / f"{part}.lua").read_text() for part in parts), body)
+        )
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Redis, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
@@ -37,8 +43,12 @@ class LuaScript:
 
 
 ADMIT = LuaScript("admit")
-SETTLE = LuaScript("settle")
+POLL = LuaScript("poll")
 RENEW = LuaScript("renew")
+SETTLE = LuaScript("settle")
+SWEEP = LuaScript("sweep")
 REAP = LuaScript("reap")
 HEARTBEAT = LuaScript("heartbeat")
 DEREGISTER = LuaScript("deregister")
+REBUILD = LuaScript("rebuild")
+REREGISTER = LuaScript("reregister")

@@ -19,9 +19,12 @@ MAX_KEY_LENGTH = 256
 
 
 class Authenticator:
-    def __init__(self, keys: KeyStore, pepper: bytes) -> None:
+    def __init__(self, keys: KeyStore, pepper: bytes, *, soft_served: bool = False) -> None:
+        """`soft_served`: soft budgets have an allowance for times without Redis."""
+        self._soft_served = soft_served
         self._keys = keys
         self._pepper = pepper
+        self._any_served = (float("-inf"), False)
         self._cache: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
 
     async def key_of(self, authorization: str | None) -> ApiKey:
@@ -35,6 +38,14 @@ class Authenticator:
         if found is None or found.revoked or not hmac.compare_digest(found.digest, digest):
             raise Unauthenticated("This API key is not valid here. `sprat up` prints a fresh one.")
         return found
+
+    async def anybody_served_without_redis(self) -> bool:
+        """Whether a key exists whose calls need no budget check. Asked anew every `CACHE_TTL_S`."""
+        asked_s, answer = self._any_served
+        if time.monotonic() - asked_s > CACHE_TTL_S:
+            answer = await asyncio.to_thread(self._keys.any_unbudgeted, but_for_soft=self._soft_served)
+            self._any_served = (time.monotonic(), answer)
+        return answer
 
     async def _find(self, digest: str) -> ApiKey | None:
         now = time.monotonic()

@@ -1,6 +1,6 @@
 """The life of one call: decision → admission → engine → settlement, with retries before the first byte.
 
-Whatever ends a call (answer, error, client gone, timeout), its lease is settled exactly once.
+Whatever ends a call (answer, error, client gone, timeout), it is settled exactly once.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -18,41 +19,57 @@ import orjson
 from cluster.cost import usd
 from cluster.errors import (
     AtCapacity,
+    BudgetExceeded,
     ContextLengthExceeded,
     EngineFailed,
     InvalidRequest,
     NoReplica,
-    SpratError,
+    RateLimited,
+    RequestTooLargeForLimit,
 )
+from cluster.ledger import LedgerEntry
 from cluster.router.router import escalation
-from cluster.scheduler.scheduler import Scheduler
+from cluster.scheduler.terms import AdmissionTerms, rate_corrections, rate_refunds
+from cluster.tenants import ApiKey
 from cluster.types import (
     AdmitRequest,
     Candidate,
     Decision,
     Grant,
-    Refusal,
-    RefusalReason,
+    PriorityClass,
     RequestFeatures,
+    SettleRequest,
     Usage,
 )
 from deployments.engine_client import EngineAnswer, EngineClient
 from deployments.gateway import sse
+from deployments.gateway.admission import Admission
 from deployments.gateway.body import engine_body, wants_usage
-from deployments.gateway.leases import LEASE_TTL_MS, LeaseKeeper
+from deployments.gateway.leases import LeaseKeeper
+from deployments.gateway.settling import Settling
+from deployments.gateway.tasks import raise_if_cancelled
 
 logger = logging.getLogger("ray.serve")
+
+
+NOTHING = Usage(0, 0)
+"""What is owed for a call that no engine took."""
+
+
+REFUSED = (AtCapacity, BudgetExceeded, NoReplica, RateLimited, RequestTooLargeForLimit)
+"""Answers of the scheduler that leave nothing behind."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
     """What all calls of a gateway share."""
 
-    scheduler: Scheduler
+    terms: AdmissionTerms
+    admission: Admission
     leases: LeaseKeeper
+    settling: Settling
     engines: EngineClient
     max_attempts: int
-    spill: bool
 
 
 @dataclass(slots=True)
@@ -60,18 +77,23 @@ class Call:
     """One client request. `usage` grows while a stream runs and is exact once the engine reported it."""
 
     context: CallContext
+    key: ApiKey
     path: str
     body: dict[str, Any]
     features: RequestFeatures
     decision: Decision
     cache_salt: str
+    wanted_class: PriorityClass | None = None
+    deadline_ms: int | None = None
     request_id: str = field(default_factory=lambda: "req-" + secrets.token_hex(12))
     grant: Grant | None = None
-    _asked: bool = False
+    _request: AdmitRequest | None = None
+    _granted_s: float = 0.0
     _step: int = 0
     _failures: int = 0
     _excluded: tuple[str, ...] = ()
-    _usage: Usage = field(default_factory=lambda: Usage(0, 0))
+    _usage: Usage = NOTHING
+    _admitted_ms: int = 0
 
     # Running.
 
@@ -80,7 +102,6 @@ class Call:
         while True:
             grant = await self._admit()
             try:
-                self._usage = self._prompt_only()
                 async with self._engine(grant) as answer:
                     raw = await answer.read()
                 self._usage = _usage_of_answer(raw)
@@ -98,7 +119,6 @@ class Call:
             grant = await self._admit()
             sent = False
             try:
-                self._usage = self._prompt_only()
                 async with self._engine(grant) as answer:
                     async for event in self._relay(answer):
                         sent = True
@@ -112,10 +132,51 @@ class Call:
                 return
 
     def settle(self) -> None:
-        """Once, when the call is over. The answer's cost never waits for Redis."""
-        if self._asked:
-            self._asked = False
-            self.context.leases.settle(self.request_id, self._pools(), self._usage)
+        """Once, when the call is over. The answer never waits for Redis or the ledger."""
+        request, self._request = self._request, None
+        if request is None:
+            return
+        self.context.leases.release(self.request_id)
+        budgets = tuple((line.owner, line.window) for line in request.budgets)
+        if self._usage == NOTHING:
+            refunds = rate_refunds(self.key, request.tokens)
+            self.context.settling.cancel(
+                SettleRequest(self.request_id, self._pools(), rates=refunds, budgets=budgets, cancelled=True)
+            )
+            return
+        cost = self.cost_micro_usd()
+        # The hold is an upper bound; should an engine report more, the budget still wins (Redis counts it).
+        charged = min(cost, request.hold_micro_usd) if budgets else cost
+        settle = SettleRequest(
+            request_id=self.request_id,
+            pools=self._pools(),
+            tier=self._candidate().tier,
+            cost_micro_usd=cost,
+            saved_micro_usd=self.saved_micro_usd(),
+            rates=rate_corrections(self.key, request.tokens, self._usage),
+            budgets=budgets,
+        )
+        self.context.settling.settle(settle, self._ledger_entry(charged))
+
+    def _ledger_entry(self, charged_micro_usd: int) -> LedgerEntry:
+        candidate = self._candidate()
+        return LedgerEntry(
+            request_id=self.request_id,
+            kind="settled",
+            tenant=self.key.tenant,
+            key_id=self.key.key_id,
+            tier=candidate.tier,
+            pool=candidate.pool,
+            model=candidate.model,
+            prompt_tokens=self._usage.prompt_tokens,
+            output_tokens=self._usage.output_tokens,
+            estimated=self._usage.estimated,
+            cost_micro_usd=charged_micro_usd,
+            saved_micro_usd=self.saved_micro_usd() + self.cost_micro_usd() - charged_micro_usd,
+            engine_ms=round((time.monotonic() - self._granted_s) * 1000),
+            admitted_at_ms=self._admitted_ms,
+            settled_at_ms=_now_ms(),
+        )
 
     # Telling.
 
@@ -148,41 +209,55 @@ class Call:
     async def _admit(self) -> Grant:
         if self._failures >= self.context.max_attempts:
             raise EngineFailed(f"The engine failed {self._failures} times for this call. Try again.")
-        # From here on Redis may hold a lease for us, also when this call is cancelled before the reply.
-        self._asked = True
-        answer = await self.context.scheduler.admit(
-            AdmitRequest(
-                request_id=self.request_id,
-                step=self._step,
-                candidates=self.decision.candidates,
-                tokens=self.features.tokens_at_most(self.decision.first.max_tokens),
-                large_price=self.decision.large_price,
-                lease_ttl_ms=LEASE_TTL_MS,
-                exclude_replicas=self._excluded,
-                spill=self.context.spill,
+        # From here on Redis may hold something for us, also when this call is cancelled before the reply.
+        request = self._request = self._admission_request()
+        try:
+            grant = await self.context.admission.place(
+                request, hard=any(budget.hard for budget in self.key.budgets)
             )
-        )
-        if isinstance(answer, Refusal):
-            self._asked = self.grant is not None
-            raise self._refused(answer)
-        self.grant = answer
-        self.context.leases.hold(answer)
-        return answer
+        except REFUSED as refusal:
+            if self._step == 0:
+                self._request = None  # nothing was taken
+            elif isinstance(refusal, NoReplica) and self._excluded:
+                raise EngineFailed(
+                    "The engine failed and no other replica can take this call. Try again."
+                ) from refusal
+            raise
+        raise_if_cancelled()
+        self.grant = grant
+        self._granted_s = time.monotonic()
+        self.context.leases.hold(request, grant)
+        return grant
 
-    def _refused(self, refusal: Refusal) -> SpratError:
-        if self._excluded and refusal.reason is not RefusalReason.CAPACITY:
-            return EngineFailed("The engine failed and no other replica can take this call. Try again.")
-        tiers = ", ".join(dict.fromkeys(candidate.tier for candidate in self.decision.candidates))
-        retry_after_s = refusal.retry_after_ms / 1000
-        if refusal.reason is RefusalReason.CAPACITY:
-            return AtCapacity(
-                f"All replicas of tier {tiers} are busy. Try again.", retry_after_s=retry_after_s
+    def _admission_request(self) -> AdmitRequest:
+        """Later steps run inside the hold, the rates and the windows of the first."""
+        if self._request is None:
+            self._admitted_ms = _now_ms()
+            return self.context.terms.request(
+                self.request_id,
+                self.key,
+                self.decision,
+                self.features,
+                now_ms=self._admitted_ms,
+                wanted=self.wanted_class,
+                deadline_ms=self.deadline_ms,
+                affine_replica=self.context.admission.affine_replica,
             )
-        return NoReplica(
-            f"No replica of tier {tiers} is ready. `sprat status` says why.", retry_after_s=retry_after_s
+        candidates = self.decision.candidates
+        return replace(
+            self._request,
+            step=self._step,
+            candidates=candidates,
+            exclude_replicas=self._excluded,
+            placements=self.context.terms.placements(
+                candidates, self.features, self._request.priority, self.context.admission.affine_replica
+            ),
         )
 
     def _engine(self, grant: Grant) -> AbstractAsyncContextManager[EngineAnswer]:
+        # Owed from now on, should nothing more be learned: the prompt.
+        self._usage = Usage(self.features.prompt_tokens_estimate, 0, estimated=True)
+        self.context.leases.dispatched(self.request_id)
         body = engine_body(self.body, grant.candidate, self.cache_salt)
         return _accepted(self.context.engines, grant.address, self.path, body)
 
@@ -215,7 +290,7 @@ class Call:
     def _recover(self, grant: Grant, failure: Exception) -> None:
         """Make ready for the next attempt, or raise what the client gets. Nothing is owed for this one:
         no answer came of it."""
-        self._usage = Usage(0, 0)
+        self._usage = NOTHING
         if isinstance(failure, InvalidRequest):
             raise failure
         if isinstance(failure, PromptTooLongError):
@@ -229,10 +304,6 @@ class Call:
             self._excluded = (*self._excluded, grant.replica_id)
             self._failures += 1
         self._step += 1
-
-    def _prompt_only(self) -> Usage:
-        """What is owed from the moment the engine accepted the call, should nothing more be learned."""
-        return Usage(self.features.prompt_tokens_estimate, 0, estimated=True)
 
     def _candidate(self) -> Candidate:
         return self.grant.candidate if self.grant is not None else self.decision.first
@@ -274,6 +345,10 @@ def _usage_of_answer(raw: bytes) -> Usage:
         return sse.usage_from(orjson.loads(raw))
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise EngineFailed("The engine sent an answer that cannot be read.") from error
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _refusal(status: int, raw: bytes) -> Exception:

@@ -1,98 +1,241 @@
-"""Keeps the leases of running calls alive and settles ended ones, whatever happens to the call."""
+"""The gateway's clockwork: a sign of life every second, leases renewed, waiters polled, the dead reaped,
+and what a store has lost brought back.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from cluster.errors import SchedulerUnavailable
-from cluster.scheduler.scheduler import Scheduler
-from cluster.types import Grant, Usage
+from cluster.errors import SchedulerUnavailable, StoreUnavailable
+from cluster.ledger import LedgerEntry
+from cluster.scheduler.guarded_scheduler import GuardedScheduler
+from cluster.scheduler.local_admission import LOCAL_FENCE
+from cluster.scheduler.redis_scheduler import GrantNotice
+from cluster.scheduler.snapshot import FleetSnapshot
+from cluster.types import AdmitRequest, Grant, HeldLease, Lost, SettleRequest
+from deployments.gateway.admission import Admission
+from deployments.gateway.budget_rebuild import BudgetRebuild
+from deployments.gateway.settling import Settling
+from deployments.gateway.tasks import end_task
+from deployments.gateway.waiting_room import WaitingRoom
 
 logger = logging.getLogger("ray.serve")
 
 LEASE_TTL_MS = 15_000
-SETTLE_RETRY_S = (0.1, 0.5, 2.0, 5.0, 15.0)
+TICK_S = 1.0
+TICKS_PER_RENEWAL = 5
+POLL_S = 0.2
+TICKET_TTL_MS = 5_000
+
+KNOWN_ELSEWHERE = -1
+"""Fence of a call that this gateway decided alone, while the store turned out to know it already."""
+
+
+@dataclass(slots=True)
+class _Running:
+    request: AdmitRequest
+    grant: Grant
+    dispatched: bool = False
 
 
 class LeaseKeeper:
-    """One per gateway: renews every third of the TTL, settles in the background, reaps the leases of
-    gateways that died. `close` waits until every settle has been sent."""
+    """One per gateway."""
 
-    def __init__(self, scheduler: Scheduler, pools: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        gateway: str,
+        scheduler: GuardedScheduler,
+        *,
+        admission: Admission,
+        room: WaitingRoom,
+        rebuild: BudgetRebuild,
+        settling: Settling,
+        pools: tuple[str, ...],
+        charge_lost: bool,
+        listen_for_grants: Callable[[str, Callable[[GrantNotice], None]], Awaitable[None]],
+    ) -> None:
+        self._gateway = gateway
         self._scheduler = scheduler
+        self._admission = admission
+        self._room = room
+        self._rebuild = rebuild
+        self._settling = settling
         self._pools = pools
-        self._live: dict[str, Grant] = {}
-        self._settling: set[asyncio.Task[None]] = set()
-        self._ticking = asyncio.create_task(self._tick())
+        self._charge_lost = charge_lost
+        self._listen_for_grants = listen_for_grants
+        self._running: dict[str, _Running] = {}
+        self._ticks = 0
+        self._tasks = tuple(
+            asyncio.create_task(loop) for loop in (self._tick_loop(), self._poll_loop(), self._listen())
+        )
 
-    def hold(self, grant: Grant) -> None:
-        self._live[grant.request_id] = grant
+    def hold(self, request: AdmitRequest, grant: Grant) -> None:
+        self._running[request.request_id] = _Running(request, grant)
 
-    def settle(self, request_id: str, pools: tuple[str, ...], usage: Usage) -> None:
-        """Not awaited by the call: a cancelled request settles like a finished one. A request that was
-        never admitted costs a round trip and changes nothing."""
-        self._live.pop(request_id, None)
-        task = asyncio.create_task(self._settle(request_id, pools, usage))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+    def dispatched(self, request_id: str) -> None:
+        """An engine took the call: if this gateway dies now, the model may have run."""
+        running = self._running.get(request_id)
+        if running is not None:
+            running.dispatched = True
+
+    def release(self, request_id: str) -> None:
+        self._running.pop(request_id, None)
+        self._admission.ended(request_id)
 
     @property
     def running(self) -> int:
-        """Calls that hold a lease."""
-        return len(self._live)
+        """Calls that hold a slot or wait for one."""
+        return len(self._running) + len(self._room)
 
     def alive(self) -> bool:
-        return not self._ticking.done()
+        return not any(task.done() for task in self._tasks)
 
     async def close(self) -> None:
-        self._ticking.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._ticking
-        if self._settling:
-            await asyncio.wait(self._settling, timeout=10)
+        for task in self._tasks:
+            await end_task(task)
 
-    async def _settle(self, request_id: str, pools: tuple[str, ...], usage: Usage) -> None:
-        for pause_s in (*SETTLE_RETRY_S, None):
-            try:
-                await self._scheduler.settle(request_id, pools, usage)
-            except SchedulerUnavailable:
-                if pause_s is None:
-                    break
-                await asyncio.sleep(pause_s)
-            else:
-                return
-        # The lease ends by itself; the money of this call is lost until the journal exists (next issue).
-        logger.error(
-            "settle of %s did not reach Redis: %d prompt and %d output tokens are not booked",
-            request_id,
-            usage.prompt_tokens,
-            usage.output_tokens,
-        )
+    # Every second.
 
-    async def _tick(self) -> None:
-        reachable = True
+    async def _tick_loop(self) -> None:
         while True:
-            await asyncio.sleep(LEASE_TTL_MS / 3000)
+            started = time.monotonic()
             try:
-                await self._renew()
-                await self._scheduler.reap(self._pools)
-            except SchedulerUnavailable as error:
-                if reachable:
-                    logger.warning("leases are not renewed: %s", error)
-                reachable = False
+                await self._tick()
+            except SchedulerUnavailable:
+                # The breaker says so, once. Who waits for the store waits in vain.
+                if self._scheduler.breaker.is_open:
+                    self._room.dissolve()
             except Exception:  # a loop that ends silently would lose every lease of this gateway
                 logger.exception("leases could not be renewed this time")
-            else:
-                reachable = True
+            await asyncio.sleep(max(0.1, TICK_S - (time.monotonic() - started)))
 
-    async def _renew(self) -> None:
-        grants = list(self._live.values())
-        if not grants:
-            return
-        for grant, kept in zip(grants, await self._scheduler.renew(grants, LEASE_TTL_MS), strict=True):
-            # A retry may hold a newer grant of the same request by now.
-            if not kept and self._live.get(grant.request_id) is grant:
-                logger.warning("lease of %s was lost; the call goes on and is settled once", grant.request_id)
-                self._live.pop(grant.request_id, None)
+    async def _tick(self) -> None:
+        was_away = self._scheduler.breaker.is_open
+        due = self._ticks % TICKS_PER_RENEWAL == 0
+        self._ticks += 1
+        running = [each for each in self._running.values() if each.grant.fence > LOCAL_FENCE] if due else []
+        renewal = await self._scheduler.renew(
+            self._gateway, [HeldLease(each.grant, each.dispatched) for each in running], LEASE_TTL_MS
+        )
+        if self._rebuild.saw(renewal.epoch):
+            await self._bring_back()
+        else:
+            for each, kept in zip(running, renewal.kept, strict=True):
+                self._lease_was_lost(each, kept=kept)
+        if was_away:
+            self._rebuild.doubt_all()
+            self._admission.store_is_back()
+        if not self._rebuild.is_open:
+            await self._rebuild.advance()
+        await self._register_own_decisions()
+        with suppress(StoreUnavailable):
+            await self._rebuild.raise_doubtful()
+        loads = {pool: await self._scheduler.pool_load(pool) for pool in self._pools}
+        self._admission.snapshot = FleetSnapshot.of(loads, renewal.gateways)
+        left_behind = await self._scheduler.reap(self._pools, charge_lost=self._charge_lost)
+        if left_behind:
+            charged = sum(lost.charge_micro_usd for lost in left_behind)
+            logger.warning("%d calls were left behind; charged %d micro-USD", len(left_behind), charged)
+        for lost in left_behind:
+            self._book(lost)
+
+    def _lease_was_lost(self, running: _Running, *, kept: bool) -> None:
+        # A retry may hold a newer grant of the same request by now.
+        current = self._running.get(running.request.request_id)
+        if not kept and current is running and current.grant is running.grant:
+            logger.warning(
+                "lease of %s was lost; the call goes on and is settled once", running.request.request_id
+            )
+            running.grant = replace(running.grant, fence=KNOWN_ELSEWHERE)
+
+    async def _bring_back(self) -> None:
+        """Another epoch: the store is new, or it lost its data. First what has ended, then what still
+        runs."""
+        await self._rebuild.advance()
+        await self._settling.flush()
+        for running in list(self._running.values()):
+            await self._register(running)
+
+    async def _register_own_decisions(self) -> None:
+        """Calls that this gateway let in while the store was away take their slots in its books."""
+        for running in list(self._running.values()):
+            if running.grant.fence == LOCAL_FENCE:
+                await self._register(running)
+
+    async def _register(self, running: _Running) -> None:
+        grant = running.grant
+        registered = await self._scheduler.reregister(running.request, HeldLease(grant, running.dispatched))
+        if running.request.request_id not in self._running:
+            # It ended meanwhile. Where its settle came first, nobody else would end what was just brought
+            # back; its cost comes with the ledger's sum. Where it did not, this changes nothing.
+            self._settling.cancel(
+                SettleRequest(
+                    request_id=running.request.request_id,
+                    pools=(grant.candidate.pool,),
+                    budgets=tuple((line.owner, line.window) for line in running.request.budgets),
+                    cancelled=True,
+                )
+            )
+        elif running.grant is grant:
+            running.grant = registered or replace(grant, fence=KNOWN_ELSEWHERE)
+
+    def _book(self, lost: Lost) -> None:
+        if lost.charge_micro_usd:
+            self._settling.lost(entry_of_lost(lost))
+
+    # Waiters.
+
+    async def _poll_loop(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            waiting = self._room.waiting
+            if not waiting:
+                continue
+            try:
+                answers = await self._scheduler.poll(waiting, TICKET_TTL_MS)
+            except SchedulerUnavailable:
+                if self._scheduler.breaker.is_open:
+                    self._room.dissolve()
+                continue
+            except Exception:
+                logger.exception("waiters could not be polled this time")
+                continue
+            for each, answer in zip(waiting, answers, strict=True):
+                self._room.tell(each.request_id, answer)
+
+    async def _listen(self) -> None:
+        await self._listen_for_grants(self._gateway, self._granted)
+
+    def _granted(self, notice: GrantNotice) -> None:
+        waiting = self._room.candidate_of(notice.request_id)
+        if waiting is not None:
+            self._room.tell(notice.request_id, notice.grant_of(waiting.candidate))
+
+
+def entry_of_lost(lost: Lost) -> LedgerEntry:
+    """What is known of a call whose gateway died: its admission (`cluster.scheduler.terms`), and its
+    charge."""
+    note = json.loads(lost.note)
+    return LedgerEntry(
+        request_id=lost.request_id,
+        kind="expired",
+        tenant=note["tenant"],
+        key_id=note["key_id"],
+        tier=note["tier"],
+        pool=note["pool"],
+        model=note["model"],
+        prompt_tokens=0,
+        output_tokens=0,
+        estimated=True,
+        cost_micro_usd=lost.charge_micro_usd,
+        saved_micro_usd=0,
+        engine_ms=0,
+        admitted_at_ms=note["admitted_ms"],
+        settled_at_ms=time.time_ns() // 1_000_000,
+    )

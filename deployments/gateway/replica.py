@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
+from cluster.clock import SystemClock
+from cluster.cost import MICRO_USD_PER_USD
+from cluster.ledger import Ledger
 from cluster.router.router import Router
+from cluster.scheduler.breaker import Breaker
+from cluster.scheduler.guarded_scheduler import GuardedScheduler
+from cluster.scheduler.idempotency import IdempotencyKeys
+from cluster.scheduler.local_admission import LocalAdmission
+from cluster.scheduler.redis_scheduler import RedisScheduler
+from cluster.scheduler.terms import AdmissionTerms
 from cluster.store import KeyStore, open_store
 from deployments.engine_client import EngineClient
 from deployments.free_port import bound_socket
+from deployments.gateway.admission import Admission
 from deployments.gateway.auth import Authenticator
+from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.call import CallContext
-from deployments.gateway.leases import LeaseKeeper
+from deployments.gateway.journal import Journal, writer_name
+from deployments.gateway.leases import LEASE_TTL_MS, LeaseKeeper
 from deployments.gateway.server import GatewayServer
+from deployments.gateway.settling import Settling
+from deployments.gateway.waiting_room import WaitingRoom
 from deployments.runtime import Runtime
 from deployments.serve_address import keep_serve_on_node_address
+
+logger = logging.getLogger("ray.serve")
 
 DRAIN_S = 30.0
 """Longest wait for running calls when Serve stops the gateway."""
@@ -32,6 +50,7 @@ class RunningGateway:
 
     runner: web.AppRunner
     context: CallContext
+    scheduler: GuardedScheduler
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Stop listening, let running calls end for a while, cut the rest, settle all of them."""
@@ -42,27 +61,54 @@ class RunningGateway:
             await asyncio.sleep(0.1)
         await self.runner.cleanup()
         await self.context.leases.close()
+        await self.context.settling.close()
         await self.context.engines.close()
-        await self.context.scheduler.close()
+        await self.scheduler.close()
 
 
 async def start_gateway(runtime: Runtime) -> RunningGateway:
     config = runtime.config
     pools = tuple(config.pools)
-    scheduler = runtime.scheduler()
-    keys = KeyStore(open_store(runtime.store_url), runtime.pepper)
+    name = writer_name("gateway")
+    store = await asyncio.to_thread(open_store, runtime.store_url)
+    ledger = Ledger(store)
+    client = runtime.redis()
+    redis = RedisScheduler(client, SystemClock())
+    breaker = Breaker(config.redis.failures_to_open, _store_changed)
+    scheduler = GuardedScheduler(redis, breaker)
+    local = LocalAdmission(SystemClock(), int(config.scheduler.soft_allowance_usd * MICRO_USD_PER_USD))
+    room = WaitingRoom()
+    rebuild = BudgetRebuild(scheduler, ledger, runtime.rebuild_grace_ms)
+    admission = Admission(scheduler, local, room, rebuild)
+    journal_folder = Path(runtime.journal_folder)
+    settling = Settling(scheduler, ledger, Journal.open(journal_folder, name), journal_folder, rebuild.doubt)
     context = CallContext(
-        scheduler=scheduler,
-        leases=LeaseKeeper(scheduler, pools),
+        terms=AdmissionTerms(config, name, LEASE_TTL_MS),
+        admission=admission,
+        leases=LeaseKeeper(
+            name,
+            scheduler,
+            admission=admission,
+            room=room,
+            rebuild=rebuild,
+            settling=settling,
+            pools=pools,
+            charge_lost=config.scheduler.charge_lost_calls,
+            listen_for_grants=redis.listen_for_grants,
+        ),
+        settling=settling,
         engines=EngineClient(runtime.gateway_token, config.gateway.connect_timeout_s),
         max_attempts=config.gateway.max_attempts,
-        spill=config.router.spill,
     )
     server = GatewayServer(
         context,
         Router.of(config),
-        Authenticator(keys, runtime.pepper),
-        pools,
+        Authenticator(
+            KeyStore(store, runtime.pepper),
+            runtime.pepper,
+            soft_served=config.scheduler.soft_allowance_usd > 0,
+        ),
+        IdempotencyKeys(client),
         runtime.pepper,
         max_body_bytes=config.gateway.max_body_bytes,
         request_timeout_s=config.gateway.request_timeout_s,
@@ -74,7 +120,14 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
     await runner.setup()
     sock = bound_socket(config.gateway.host, config.gateway.port, reuse_port=True)
     await web.SockSite(runner, sock, backlog=1024).start()
-    return RunningGateway(runner, context)
+    return RunningGateway(runner, context, scheduler)
+
+
+def _store_changed(is_away: bool, reason: str) -> None:
+    if is_away:
+        logger.warning("Redis does not answer (%s): this gateway decides alone", reason[:300])
+    else:
+        logger.warning("Redis answers again")
 
 
 class GatewayReplica:
@@ -87,6 +140,8 @@ class GatewayReplica:
             raise RuntimeError("the gateway does not listen any more")
         if not self._gateway.context.leases.alive():
             raise RuntimeError("the gateway does not renew its leases any more")
+        if not self._gateway.context.settling.alive():
+            raise RuntimeError("the gateway does not copy its journal any more")
 
     async def __del__(self) -> None:
         if hasattr(self, "_gateway"):

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import orjson
@@ -22,6 +22,7 @@ from cluster.errors import (
     EngineTimeout,
     InvalidRequest,
     MethodNotAllowed,
+    SchedulerUnavailable,
     SpratError,
     UnknownModel,
     UnknownRoute,
@@ -29,12 +30,15 @@ from cluster.errors import (
 )
 from cluster.router.features import features_of
 from cluster.router.router import Router
+from cluster.scheduler.idempotency import IdempotencyKeys
 from cluster.tenants import ApiKey, cache_salt
-from cluster.types import ReplicaPhase
+from cluster.types import PriorityClass
 from deployments.gateway import sse
 from deployments.gateway.auth import Authenticator
 from deployments.gateway.body import chat_body, completion_body
 from deployments.gateway.call import Call, CallContext
+from deployments.gateway.idempotency import IdempotentCall, idempotency_key, replayed
+from deployments.gateway.journal import JournalFull
 
 logger = logging.getLogger("ray.serve")
 
@@ -62,7 +66,7 @@ class GatewayServer:
         context: CallContext,
         router: Router,
         authenticator: Authenticator,
-        pools: tuple[str, ...],
+        idempotency_keys: IdempotencyKeys,
         pepper: bytes,
         *,
         max_body_bytes: int,
@@ -71,7 +75,7 @@ class GatewayServer:
         self._context = context
         self._router = router
         self._authenticator = authenticator
-        self._pools = pools
+        self._idempotency_keys = idempotency_keys
         self._pepper = pepper
         self._request_timeout_s = request_timeout_s
         self._started_s = int(time.time())
@@ -101,23 +105,63 @@ class GatewayServer:
     async def _complete(
         self, request: web.Request, parse: Callable[[bytes], dict[str, Any]]
     ) -> web.StreamResponse:
-        body = parse(await _read(request))
+        raw = await _read(request)
+        call = self._call(request, parse(raw))
+        key_text = idempotency_key(request.headers.get("idempotency-key"))
+        if key_text is None:
+            return await self._run(request, call)
+        first = IdempotentCall(
+            self._idempotency_keys, self._pepper, call.key.tenant, key_text, call.request_id
+        )
+        stored = await first.begin(request.path, raw, int(self._request_timeout_s * 1000) + 60_000)
+        if stored is not None:
+            return replayed(stored)
+        return await self._run_once(request, call, first)
+
+    def _call(self, request: web.Request, body: dict[str, Any]) -> Call:
+        if not self._context.settling.has_room():
+            raise JournalFull(
+                "This gateway cannot book calls now: its journal is full. Try again later.", retry_after_s=10
+            )
+        key = request[API_KEY]
         features = features_of(body, header_tier=request.headers.get("x-sprat-tier"))
-        call = Call(
+        return Call(
             context=self._context,
+            key=key,
             path=request.path,
             body=body,
             features=features,
             decision=self._router.route(features),
-            cache_salt=cache_salt(request[API_KEY].tenant, self._pepper),
+            cache_salt=cache_salt(key.tenant, self._pepper),
+            wanted_class=wanted_class(request.headers.get("x-sprat-class")),
+            deadline_ms=wanted_deadline_ms(request.headers.get("x-sprat-deadline-ms")),
         )
+
+    async def _run(self, request: web.Request, call: Call) -> web.StreamResponse:
         try:
-            return await (self._stream(request, call) if features.stream else self._answer(call))
+            return await (self._stream(request, call) if call.features.stream else self._answer(call))
         except SpratError as error:
             error.headers = call.headers()
             raise
         finally:
             call.settle()
+
+    async def _run_once(self, request: web.Request, call: Call, first: IdempotentCall) -> web.StreamResponse:
+        """Keeps the outcome of a call that reached an engine, errors too; a call that did not may be
+        retried."""
+        try:
+            response = await self._run(request, call)
+        except SpratError as error:
+            with suppress(SchedulerUnavailable):
+                await (first.forget() if call.grant is None else _keep(first, _error(error)))
+            raise
+        except BaseException:  # the client has gone: nobody knows the outcome, so there is none
+            with suppress(SchedulerUnavailable):
+                await asyncio.shield(first.forget())
+            raise
+        with suppress(SchedulerUnavailable):  # the answer is there; a retry would run again
+            await _keep(first, response)
+        return response
 
     async def _answer(self, call: Call) -> web.Response:
         try:
@@ -180,9 +224,17 @@ class GatewayServer:
         return _json({"state": "alive"})
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        loads = [await self._context.scheduler.pool_load(pool) for pool in self._pools]
-        ready = [each for load in loads for each in load.replicas if each.phase is ReplicaPhase.READY]
-        return _json({"state": "ready" if ready else "no replica is ready"}, status=200 if ready else 503)
+        """From what this gateway knows already: a store that hangs must not hang its readiness. While Redis
+        is away it is ready as long as any key may still be served."""
+        admission = self._context.admission
+        known = {"decisions_without_redis": admission.decisions_without_redis}
+        if not admission.snapshot.any_ready:
+            return _json({"state": "no replica is ready"} | known, status=503)
+        if not admission.store_is_away:
+            return _json({"state": "ready"} | known)
+        if await self._authenticator.anybody_served_without_redis():
+            return _json({"state": "degraded", "reason": "Redis does not answer"} | known)
+        return _json({"state": "Redis does not answer, and every key has a budget"} | known, status=503)
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -197,6 +249,41 @@ class GatewayServer:
 async def _say_who_serves(_request: web.Request, response: web.StreamResponse) -> None:
     """In place of aiohttp's own name and version."""
     response.headers["server"] = "sprat"
+
+
+async def _keep(first: IdempotentCall, response: web.StreamResponse) -> None:
+    body = response.body if isinstance(response, web.Response) else None
+    headers = {
+        str(name).lower(): value
+        for name, value in response.headers.items()
+        if name.lower().startswith(("x-sprat-", "retry-after"))
+    }
+    await first.finish(response.status, headers, body if isinstance(body, bytes) else None)
+
+
+def wanted_class(header: str | None) -> PriorityClass | None:
+    """Of `x-sprat-class`. Raises InvalidRequest."""
+    if header is None:
+        return None
+    try:
+        return PriorityClass(header.strip().lower())
+    except ValueError:
+        raise InvalidRequest(
+            f"The header x-sprat-class must be one of {', '.join(PriorityClass)}.", param="x-sprat-class"
+        ) from None
+
+
+def wanted_deadline_ms(header: str | None) -> int | None:
+    """Of `x-sprat-deadline-ms`: ms from now by which the call must have been started. Raises
+    InvalidRequest."""
+    if header is None:
+        return None
+    if re.fullmatch(r"[1-9][0-9]{0,8}", header.strip()) is None:
+        raise InvalidRequest(
+            "The header x-sprat-deadline-ms must be a whole number of milliseconds from 1 to 999999999.",
+            param="x-sprat-deadline-ms",
+        )
+    return int(header)
 
 
 async def _read(request: web.Request) -> bytes:

@@ -99,8 +99,7 @@ async def test_completions_models_and_health(gateway: GatewayUnderTest) -> None:
         assert response.status == 503
     await gateway.add_engine("specialist", "s1")
 
-    async with gateway.session.get(root + "/readyz") as response:
-        assert response.status == 200
+    assert await gateway.until_ready() == "ready"
     async with gateway.session.get(root + "/livez") as response:
         assert response.status == 200
     key = {"authorization": f"Bearer {gateway.key}"}
@@ -172,20 +171,25 @@ async def test_unknown_routes_and_methods(gateway: GatewayUnderTest) -> None:
         assert (response.status, (await response.json())["error"]["code"]) == (405, "method_not_allowed")
 
 
-async def test_no_living_replica_is_503_and_a_full_pool_429(gateway: GatewayUnderTest) -> None:
+async def test_no_living_replica_is_503(gateway: GatewayUnderTest) -> None:
     async with gateway.post({"model": "small"}) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (503, "no_replica")
         assert int(response.headers["retry-after"]) >= 1
-    engine = await gateway.add_engine("specialist", "s1", cap=1, profile=SLOW)
 
-    first = asyncio.create_task(_complete(gateway, {"model": "small", "max_tokens": 40}))
-    async with asyncio.timeout(2):
-        while not engine.running:
-            await asyncio.sleep(0.01)
-    async with gateway.post({"model": "small"}) as response:
-        assert (response.status, (await response.json())["error"]["code"]) == (429, "at_capacity")
-        assert int(response.headers["retry-after"]) >= 1
-    assert await first == 200
+
+async def test_a_full_pool_is_429_where_nobody_may_wait(
+    redis_scheduler: object, valkey_url: str, tmp_path: Path
+) -> None:
+    async with running_gateway(valkey_url, tmp_path, scheduler__longest_queue=0) as gateway:
+        engine = await gateway.add_engine("specialist", "s1", cap=1, profile=SLOW)
+        first = asyncio.create_task(_complete(gateway, {"model": "small", "max_tokens": 40}))
+        async with asyncio.timeout(2):
+            while not engine.running:
+                await asyncio.sleep(0.01)
+        async with gateway.post({"model": "small"}) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (429, "at_capacity")
+            assert int(response.headers["retry-after"]) >= 1
+        assert await first == 200
 
 
 async def _complete(gateway: GatewayUnderTest, body: dict[str, Any]) -> int:

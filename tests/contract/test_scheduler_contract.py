@@ -1,4 +1,6 @@
-"""What every scheduler does: the same scenarios in memory and on a real Valkey."""
+"""What every scheduler does: the same scenarios in memory and on a real Valkey. Replicas, steps and leases;
+money is in test_scheduler_money.py, waiting in test_scheduler_queue.py.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +9,28 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.types import Grant, PoolLoad, Price, Refusal, RefusalReason, ReplicaPhase, Spend, Usage
-from tests.builders import LARGE_PRICE, SMALL_PRICE, admit_request, candidate, ready_replica
-
-DAY_MS = 86_400_000
-
-
-async def grant_of(scheduler, request) -> Grant:
-    answer = await scheduler.admit(request)
-    assert isinstance(answer, Grant), answer
-    return answer
-
-
-async def refusal_of(scheduler, request) -> RefusalReason:
-    answer = await scheduler.admit(request)
-    assert isinstance(answer, Refusal), answer
-    return answer.reason
-
-
-async def load_of(scheduler, pool="small") -> dict[str, tuple[int, int]]:
-    books = await scheduler.pool_load(pool)
-    return {state.replica_id: (state.load_requests, state.load_tokens) for state in books.replicas}
+from cluster.types import (
+    Grant,
+    HeldLease,
+    Placement,
+    PoolLoad,
+    Refusal,
+    RefusalReason,
+    Renewal,
+    ReplicaPhase,
+)
+from tests.builders import LONG_LEASE_MS, NOON_MS, PATIENT, admit_request, candidate, ready_replica
+from tests.scheduler_calls import (
+    cancel,
+    grant_of,
+    keep,
+    load_of,
+    reaped,
+    reason_of,
+    settle,
+    waiters_of,
+    waiting_of,
+)
 
 
 @pytest.fixture
@@ -44,31 +47,58 @@ class TestReplicaChoice:
         assert (grant.request_id, grant.step, grant.replica_id) == ("r", 0, "a")
         assert grant.address == "http://10.0.0.1:9000"
         assert grant.candidate == candidate("small")
-        assert grant.fence == 1
-        assert grant.lease_expiry_ms > 1_600_000_000_000
+        assert grant.fence > 0
+        assert grant.lease_expiry_ms == NOON_MS + LONG_LEASE_MS
 
-    async def test_fewest_outstanding_tokens_wins_then_fewest_requests_then_the_first_id(self, sut):
+    async def test_fewest_outstanding_tokens_wins_then_the_smaller_id(self, sut):
         for replica in "cba":
             await sut.scheduler.heartbeat(ready_replica(replica, max_concurrency=9))
 
         chosen = [
             (await grant_of(sut.scheduler, admit_request(f"r{i}", tokens=tokens))).replica_id
-            for i, tokens in enumerate([100, 50, 30, 20, 1, 0, 0])
+            for i, tokens in enumerate([100, 50, 30, 20, 1, 1, 60])
         ]
 
-        # After four: a 100, b 50, c 30 + 20; so b leads c by requests. Then c 50, b 51, and c again with 0.
-        assert chosen == ["a", "b", "c", "c", "b", "c", "c"]
+        # After four: a 100, b 50, c 30 + 20. Then b 51, c 51, and b leads by its id.
+        assert chosen == ["a", "b", "c", "c", "b", "c", "b"]
 
     async def test_cap_is_never_exceeded(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=2))
         await grant_of(sut.scheduler, admit_request("r0"))
         await grant_of(sut.scheduler, admit_request("r1"))
 
-        assert await sut.scheduler.admit(admit_request("r2")) == Refusal(RefusalReason.CAPACITY, 1_000)
+        answer = await sut.scheduler.admit(admit_request("r2"))
+
+        # Predicted from the neutral placement: one slot for 1 s each.
+        assert answer == Refusal(RefusalReason.CAPACITY, 1_000)
+
+    async def test_token_cap_is_exceeded_by_an_idle_replica_only(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=9, max_outstanding_tokens=100))
+        assert await reason_of(sut.scheduler, admit_request("r0", tokens=999, exclude_replicas=("a",))) == (
+            RefusalReason.NO_REPLICA
+        )
+        large = admit_request("large", tokens=999)
+        await grant_of(sut.scheduler, large)
+        assert await reason_of(sut.scheduler, admit_request("r1", tokens=1)) == RefusalReason.CAPACITY
+        await settle(sut.scheduler, large)
+
+        await grant_of(sut.scheduler, admit_request("r2", tokens=60))
+        await grant_of(sut.scheduler, admit_request("r3", tokens=40))
+
+        assert await reason_of(sut.scheduler, admit_request("r4", tokens=1)) == RefusalReason.CAPACITY
+        assert await load_of(sut.scheduler) == {"a": (2, 100)}
+
+    async def test_a_replica_with_room_is_found_beside_one_that_the_call_does_not_fit(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=9, max_outstanding_tokens=100))
+        await sut.scheduler.heartbeat(ready_replica("b", max_concurrency=9, max_outstanding_tokens=500))
+        await grant_of(sut.scheduler, admit_request("r0", tokens=90))
+        await grant_of(sut.scheduler, admit_request("r1", tokens=95))
+
+        assert (await grant_of(sut.scheduler, admit_request("r2", tokens=50))).replica_id == "b"
 
     async def test_nobody_there(self, sut):
         assert await sut.scheduler.admit(admit_request("r")) == Refusal(RefusalReason.NO_REPLICA, 3_000)
-        assert await refusal_of(sut.scheduler, admit_request("r", candidates=())) == RefusalReason.NO_REPLICA
+        assert await reason_of(sut.scheduler, admit_request("r", candidates=())) == RefusalReason.NO_REPLICA
 
     @pytest.mark.parametrize(
         "phase", [phase for phase in ReplicaPhase if phase is not ReplicaPhase.READY], ids=str
@@ -77,19 +107,19 @@ class TestReplicaChoice:
         await sut.scheduler.heartbeat(ready_replica("a"))
         await sut.scheduler.heartbeat(ready_replica("a", phase=phase))
 
-        assert await refusal_of(sut.scheduler, admit_request("r")) == RefusalReason.NO_REPLICA
+        assert await reason_of(sut.scheduler, admit_request("r")) == RefusalReason.NO_REPLICA
         assert [phase] == [state.phase for state in (await sut.scheduler.pool_load("small")).replicas]
 
     async def test_load_survives_a_drain_that_is_called_off(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=2))
         await grant_of(sut.scheduler, admit_request("r0"))
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=2, phase=ReplicaPhase.DRAINING))
-        assert await refusal_of(sut.scheduler, admit_request("r1")) == RefusalReason.NO_REPLICA
+        assert await reason_of(sut.scheduler, admit_request("r1")) == RefusalReason.NO_REPLICA
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=2))
 
         await grant_of(sut.scheduler, admit_request("r1"))
 
-        assert await refusal_of(sut.scheduler, admit_request("r2")) == RefusalReason.CAPACITY
+        assert await reason_of(sut.scheduler, admit_request("r2")) == RefusalReason.CAPACITY
 
     async def test_free_replica_is_found_behind_many_full_ones_with_fewer_tokens(self, sut):
         for i in range(12):
@@ -105,13 +135,14 @@ class TestReplicaChoice:
 
     async def test_a_raised_cap_frees_a_slot_and_a_lowered_one_takes_it(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
-        await grant_of(sut.scheduler, admit_request("r0"))
+        first = admit_request("r0")
+        await grant_of(sut.scheduler, first)
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=2))
         await grant_of(sut.scheduler, admit_request("r1"))
-        await sut.scheduler.settle("r0", ["small"], Usage(1, 1))
+        await settle(sut.scheduler, first)
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
 
-        assert await refusal_of(sut.scheduler, admit_request("r2")) == RefusalReason.CAPACITY
+        assert await reason_of(sut.scheduler, admit_request("r2")) == RefusalReason.CAPACITY
 
     async def test_excluded_replicas_are_left_out_and_do_not_hide_others(self, sut):
         for i in range(12):
@@ -127,7 +158,7 @@ class TestReplicaChoice:
         await sut.scheduler.heartbeat(ready_replica("b", "large"))
 
         grant = await grant_of(sut.scheduler, admit_request("r", "small", "large", exclude_replicas=("a",)))
-        alone = await refusal_of(sut.scheduler, admit_request("r2", "small", exclude_replicas=("a",)))
+        alone = await reason_of(sut.scheduler, admit_request("r2", "small", exclude_replicas=("a",)))
 
         assert grant.replica_id == "b"
         assert alone == RefusalReason.NO_REPLICA
@@ -139,10 +170,172 @@ class TestReplicaChoice:
         answers = await asyncio.gather(*(sut.scheduler.admit(admit_request(f"r{i}")) for i in range(100)))
 
         grants = [answer for answer in answers if isinstance(answer, Grant)]
-        assert len(grants) == 5
-        assert {grant.fence for grant in grants} == {1, 2, 3, 4, 5}
+        assert len(grants) == len({grant.fence for grant in grants}) == 5
         assert await load_of(sut.scheduler) == {"a": (2, 200), "b": (3, 300)}
         assert (await sut.scheduler.pool_load("small")).leases == 5
+
+
+class TestScore:
+    """The cheapest replica wins: the call, the tokens before it, a cold adapter, less a cached prefix."""
+
+    async def test_a_longer_queue_is_weighed_against_a_cold_adapter(self, sut):
+        """10 nano-USD per outstanding token, 5,000 for loading: worth it from 500 tokens on."""
+        await sut.scheduler.heartbeat(
+            ready_replica("warm", max_concurrency=9, adapters=(("legal@1", "loaded"),))
+        )
+        await sut.scheduler.heartbeat(ready_replica("cold", max_concurrency=9))
+        terms = {
+            "candidates": (candidate(adapter="legal@1"),),
+            "placements": (Placement(per_token_nano_usd=10, cold_nano_usd=5_000),),
+        }
+
+        chosen = [
+            (await grant_of(sut.scheduler, admit_request(f"r{i}", tokens=250, **terms))).replica_id
+            for i in range(4)
+        ]
+
+        # A tie at 500 goes to the one with fewer outstanding tokens.
+        assert chosen == ["warm", "warm", "cold", "warm"]
+
+    async def test_the_affine_replica_has_its_credit(self, sut):
+        for replica in ("a", "b"):
+            await sut.scheduler.heartbeat(ready_replica(replica, max_concurrency=9))
+        terms = {"placements": (Placement(per_token_nano_usd=1, affine_replica="b", credit_nano_usd=150),)}
+
+        chosen = [
+            (await grant_of(sut.scheduler, admit_request(f"r{i}", **terms))).replica_id for i in range(4)
+        ]
+
+        assert chosen == ["b", "b", "a", "b"]
+
+    async def test_an_affine_replica_behind_many_others_is_seen(self, sut):
+        for i in range(9):
+            await sut.scheduler.heartbeat(ready_replica(f"a{i}"))
+        await sut.scheduler.heartbeat(ready_replica("z", max_concurrency=9))
+        await grant_of(sut.scheduler, admit_request("r0", exclude_replicas=tuple(f"a{i}" for i in range(9))))
+        near = (Placement(affine_replica="z", credit_nano_usd=101),)
+        gone = (Placement(affine_replica="gone", credit_nano_usd=10**9),)
+
+        assert (await grant_of(sut.scheduler, admit_request("r1", placements=near))).replica_id == "z"
+        assert (await grant_of(sut.scheduler, admit_request("r2", placements=gone))).replica_id == "a0"
+
+    async def test_a_holder_behind_many_others_is_seen(self, sut):
+        for i in range(9):
+            await sut.scheduler.heartbeat(ready_replica(f"a{i}"))
+        await sut.scheduler.heartbeat(ready_replica("z", adapters=(("legal@1", "loaded"),)))
+        request = admit_request(
+            "r", candidates=(candidate(adapter="legal@1"),), placements=(Placement(cold_nano_usd=1),)
+        )
+
+        assert (await grant_of(sut.scheduler, request)).replica_id == "z"
+
+    async def test_a_cold_price_without_an_adapter_says_nothing(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a"))
+
+        await grant_of(sut.scheduler, admit_request("r", placements=(Placement(cold_nano_usd=5),)))
+
+    async def test_spill_goes_where_it_is_cheapest(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", "small", max_concurrency=9))
+        await sut.scheduler.heartbeat(ready_replica("b", "large", max_concurrency=9))
+        placements = (
+            Placement(base_nano_usd=1_000, per_token_nano_usd=10),
+            Placement(base_nano_usd=2_500, per_token_nano_usd=10),
+        )
+
+        chosen = [
+            (
+                await grant_of(
+                    sut.scheduler,
+                    admit_request(f"r{i}", "small", "large", spill=True, placements=placements),
+                )
+            ).replica_id
+            for i in range(4)
+        ]
+
+        # 1000, 2000, then 3000 against 2500, then 3000 against 3500.
+        assert chosen == ["a", "a", "b", "a"]
+
+    async def test_between_equal_offers_the_earlier_candidate_wins(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("b", "small"))
+        await sut.scheduler.heartbeat(ready_replica("a", "large"))
+
+        grant = await grant_of(sut.scheduler, admit_request("r", "small", "large", spill=True))
+
+        assert grant.replica_id == "b"
+
+
+class TestAdapters:
+    @staticmethod
+    def request(request_id):
+        return admit_request(
+            request_id,
+            candidates=(candidate(adapter="legal@1"),),
+            placements=(Placement(cold_nano_usd=10**9),),
+        )
+
+    async def holder(self, sut, request_id):
+        """The replica that a call with the adapter goes to, if one holds it; the slot is given back."""
+        request = self.request(request_id)
+        grant = await grant_of(sut.scheduler, request)
+        await cancel(sut.scheduler, request)
+        return grant.replica_id
+
+    async def test_only_loaded_ones_count(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", adapters=(("legal@1", "loading"),)))
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=(("legal@1", "loaded"),)))
+
+        assert await self.holder(sut, "r") == "b"
+
+    async def test_they_enter_and_leave_with_heartbeats(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a"))
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=(("legal@1", "loaded"),)))
+        assert await self.holder(sut, "r0") == "b"
+
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=(("code@2", "loaded"),)))
+        assert await self.holder(sut, "r1") == "a"
+
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=(("legal@1", "loaded"),)))
+        assert await self.holder(sut, "r2") == "b"
+
+    async def test_a_replica_that_restarts_with_others_has_lost_the_old_ones(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a"))
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=(("legal@1", "loaded"),)))
+
+        await sut.scheduler.heartbeat(ready_replica("b", epoch=2, adapters=(("code@2", "loaded"),)))
+
+        assert await self.holder(sut, "r") == "a"
+
+    async def test_a_replica_that_was_dead_and_comes_back_without_them(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=(("legal@1", "loaded"),)))
+        await sut.advance_ms(3_000)
+        await sut.scheduler.reap(["small"])
+
+        await sut.scheduler.heartbeat(ready_replica("a"))
+        await sut.scheduler.heartbeat(ready_replica("b", epoch=2))
+
+        assert await self.holder(sut, "r") == "a"
+
+    async def test_dead_holders_do_not_hide_living_ones(self, sut):
+        for i in range(9):
+            await sut.scheduler.heartbeat(ready_replica(f"dead{i}", adapters=(("legal@1", "loaded"),)))
+        await sut.advance_ms(3_000)
+        await sut.scheduler.reap(["small"])
+        for i in range(9):
+            await sut.scheduler.heartbeat(ready_replica(f"cold{i}"))
+        await sut.scheduler.heartbeat(ready_replica("z", adapters=(("legal@1", "loaded"),)))
+        await grant_of(sut.scheduler, self.request("r0"))
+
+        assert await self.holder(sut, "r") == "z"
+
+    async def test_a_draining_replica_is_no_holder(self, sut):
+        held = (("legal@1", "loaded"),)
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=held))
+        await sut.scheduler.heartbeat(ready_replica("a"))
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=held, phase=ReplicaPhase.DRAINING))
+        assert await self.holder(sut, "r0") == "a"
+
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=held))
+        assert await self.holder(sut, "r1") == "b"
 
 
 class TestCandidates:
@@ -151,9 +344,9 @@ class TestCandidates:
         await sut.scheduler.heartbeat(ready_replica("b", "large", max_concurrency=1))
         await grant_of(sut.scheduler, admit_request("r0"))
 
-        refusal = await refusal_of(sut.scheduler, admit_request("r1", "small", "large"))
+        refusal = await reason_of(sut.scheduler, admit_request("r1", "small", "large"))
         grant = await grant_of(sut.scheduler, admit_request("r1", "small", "large", spill=True))
-        full = await refusal_of(sut.scheduler, admit_request("r2", "small", "large", spill=True))
+        full = await reason_of(sut.scheduler, admit_request("r2", "small", "large", spill=True))
 
         assert refusal == RefusalReason.CAPACITY
         assert grant.candidate.tier == "large"
@@ -166,12 +359,31 @@ class TestCandidates:
 
         assert grant.candidate.tier == "large"
 
+    async def test_two_pools_of_one_tier_compete(self, sut):
+        """Also without spill."""
+        tier = (
+            candidate("small", pool="small"),
+            candidate("small", pool="large"),
+            candidate("top", pool="top"),
+        )
+        await sut.scheduler.heartbeat(ready_replica("a", "small", max_concurrency=1))
+        await sut.scheduler.heartbeat(ready_replica("b", "large", max_concurrency=1))
+        await sut.scheduler.heartbeat(ready_replica("c", "top"))
+
+        first = await grant_of(sut.scheduler, admit_request("r0", candidates=tier))
+        second = await grant_of(sut.scheduler, admit_request("r1", candidates=tier))
+        third = await reason_of(sut.scheduler, admit_request("r2", candidates=tier))
+
+        assert [first.replica_id, second.replica_id] == ["a", "b"]
+        assert second.candidate == tier[1]
+        assert third == RefusalReason.CAPACITY
+
     async def test_a_pool_twice_with_different_adapters(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", "small", max_concurrency=1))
         twice = (candidate("small", adapter="legal@1"), candidate("small"), candidate("large"))
 
         grant = await grant_of(sut.scheduler, admit_request("r0", candidates=twice))
-        refusal = await refusal_of(sut.scheduler, admit_request("r1", candidates=twice, spill=True))
+        refusal = await reason_of(sut.scheduler, admit_request("r1", candidates=twice, spill=True))
 
         assert grant.candidate.adapter == "legal@1"
         assert refusal == RefusalReason.CAPACITY
@@ -188,6 +400,15 @@ class TestSteps:
 
         assert again == first
         assert (await sut.scheduler.pool_load("small")).leases == 1
+
+    async def test_the_stored_grant_of_the_second_candidate(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("b", "large"))
+        first = await grant_of(sut.scheduler, admit_request("r", "small", "large"))
+        await keep(sut.scheduler, first, ttl_ms=2 * LONG_LEASE_MS)
+
+        again = await grant_of(sut.scheduler, admit_request("r", "small", "large"))
+
+        assert again == replace(first, lease_expiry_ms=NOON_MS + 2 * LONG_LEASE_MS)
 
     async def test_the_next_step_gives_the_old_slot_back(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", "small", max_concurrency=1))
@@ -220,7 +441,7 @@ class TestSteps:
         """Also where that replica is the last of many full ones."""
         for i in range(10):
             await sut.scheduler.heartbeat(ready_replica(f"a{i}", max_concurrency=1))
-        grants = [await grant_of(sut.scheduler, admit_request(f"r{i}", tokens=i)) for i in range(10)]
+        grants = [await grant_of(sut.scheduler, admit_request(f"r{i}", tokens=i + 1)) for i in range(10)]
 
         grant = await grant_of(sut.scheduler, admit_request("r9", step=1, tokens=77))
 
@@ -243,20 +464,89 @@ class TestSteps:
         await sut.scheduler.heartbeat(ready_replica("a"))
         grant = await grant_of(sut.scheduler, admit_request("r"))
 
-        refused = await refusal_of(sut.scheduler, admit_request("r", step=1, exclude_replicas=("a",)))
+        refused = await reason_of(sut.scheduler, admit_request("r", step=1, exclude_replicas=("a",)))
 
         assert refused == RefusalReason.NO_REPLICA
         assert await load_of(sut.scheduler) == {"a": (1, 100)}
-        assert await sut.scheduler.renew([grant], 60_000) == (True,)
+        assert await keep(sut.scheduler, grant) == [True]
+        assert await grant_of(sut.scheduler, admit_request("r")) == grant
+
+    async def test_a_step_that_must_wait_gives_its_slot_up(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", "small", max_concurrency=1))
+        await sut.scheduler.heartbeat(ready_replica("b", "large", max_concurrency=1))
+        blocker = admit_request("blocker", "large")
+        await grant_of(sut.scheduler, blocker)
+        draft = await grant_of(sut.scheduler, admit_request("r", "small"))
+
+        escalation = admit_request("r", "large", step=1, queue=PATIENT)
+        waiting = await waiting_of(sut.scheduler, escalation)
+
+        assert await load_of(sut.scheduler) == {"a": (0, 0)}
+        assert await keep(sut.scheduler, draft) == [False]
+        await settle(sut.scheduler, blocker)
+        (grant,) = await sut.scheduler.poll([waiting], 1_000)
+        assert grant == await grant_of(sut.scheduler, escalation)
+        assert (grant.step, grant.replica_id) == (1, "b")
+        await settle(sut.scheduler, escalation)
+        assert await load_of(sut.scheduler, "large") == {"b": (0, 0)}
+
+    async def test_a_step_that_may_not_wait_keeps_the_lease_of_the_step_before(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", "small", max_concurrency=1))
+        await sut.scheduler.heartbeat(ready_replica("b", "large", max_concurrency=1))
+        await grant_of(sut.scheduler, admit_request("blocker", "large"))
+        draft = await grant_of(sut.scheduler, admit_request("r", "small"))
+
+        assert await reason_of(sut.scheduler, admit_request("r", "large", step=1)) == RefusalReason.CAPACITY
+
+        assert await keep(sut.scheduler, draft) == [True]
+        assert await load_of(sut.scheduler) == {"a": (1, 100)}
+
+    async def test_the_slot_of_a_draft_goes_to_who_waits_for_it(self, sut):
+        """In the script that escalates, whether the escalation runs or waits."""
+        for must_wait in (False, True):
+            mark = f"{must_wait}"
+            await sut.scheduler.heartbeat(ready_replica("a", "small", max_concurrency=1))
+            await sut.scheduler.heartbeat(ready_replica("b", "large", max_concurrency=1))
+            blocker, draft = admit_request(f"blocker{mark}", "large"), admit_request(f"draft{mark}")
+            if must_wait:
+                await grant_of(sut.scheduler, blocker)
+            await grant_of(sut.scheduler, draft)
+            waiter = admit_request(f"waiter{mark}", queue=PATIENT)
+            waiting = await waiting_of(sut.scheduler, waiter)
+
+            await sut.scheduler.admit(replace(draft, step=1, candidates=(candidate("large"),), queue=PATIENT))
+
+            assert [each[1] for each in await sut.notices()] == [waiter.request_id]
+            (grant,) = await sut.scheduler.poll([waiting], 1_000)
+            assert grant.replica_id == "a"
+            for each in (*((blocker,) if must_wait else ()), draft, waiter):
+                await settle(sut.scheduler, each)
+            assert await waiters_of(sut.scheduler, "large") == 0
+
+    async def test_the_place_of_a_waiting_step_goes_to_who_waits_behind_it(self, sut):
+        await sut.scheduler.heartbeat(
+            ready_replica("a", "small", max_concurrency=9, max_outstanding_tokens=100)
+        )
+        await sut.scheduler.heartbeat(ready_replica("b", "large"))
+        await grant_of(sut.scheduler, admit_request("r0", tokens=50))
+        await waiting_of(sut.scheduler, admit_request("big", tokens=60, queue=PATIENT))
+        behind = await waiting_of(sut.scheduler, admit_request("behind", tokens=50, queue=PATIENT))
+
+        await grant_of(sut.scheduler, admit_request("big", "large", step=1))
+
+        (grant,) = await sut.scheduler.poll([behind], 1_000)
+        assert isinstance(grant, Grant)
+        assert await load_of(sut.scheduler) == {"a": (2, 100)}
 
     async def test_an_earlier_step_and_a_settled_request_have_ended(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=9))
-        await grant_of(sut.scheduler, admit_request("r", step=1))
+        request = admit_request("r", step=1)
+        await grant_of(sut.scheduler, request)
 
         assert await sut.scheduler.admit(admit_request("r", step=0)) == Refusal(RefusalReason.ENDED, 0)
-        await sut.scheduler.settle("r", ["small"], Usage(1, 1))
+        await settle(sut.scheduler, request)
         for step in (0, 1, 2):
-            assert await refusal_of(sut.scheduler, admit_request("r", step=step)) == RefusalReason.ENDED
+            assert await reason_of(sut.scheduler, admit_request("r", step=step)) == RefusalReason.ENDED
         assert await load_of(sut.scheduler) == {"a": (0, 0)}
 
     async def test_fences_strictly_rise_across_pools(self, sut):
@@ -276,198 +566,118 @@ class TestLeases:
         await sut.scheduler.heartbeat(ready_replica("a"))
         grant = await grant_of(sut.scheduler, admit_request("r", lease_ttl_ms=100))
 
-        assert await sut.scheduler.renew([grant], 60_000) == (True,)
+        assert await keep(sut.scheduler, grant) == [True]
         await sut.advance_ms(150)
 
-        assert await sut.scheduler.reap(["small"]) == 0
+        assert await reaped(sut.scheduler) == {}
         assert (await sut.scheduler.pool_load("small")).leases == 1
 
     async def test_renew_never_shortens(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a"))
         grant = await grant_of(sut.scheduler, admit_request("r", lease_ttl_ms=60_000))
 
-        assert await sut.scheduler.renew([grant], 50) == (True,)
+        assert await keep(sut.scheduler, grant, ttl_ms=50) == [True]
         await sut.advance_ms(80)
 
-        assert await sut.scheduler.reap(["small"]) == 0
+        assert await reaped(sut.scheduler) == {}
+
+    async def test_a_late_lease_that_nobody_has_ended_is_extended(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a"))
+        grant = await grant_of(sut.scheduler, admit_request("r", lease_ttl_ms=100))
+        await sut.advance_ms(100)
+        assert (await sut.scheduler.pool_load("small")).leases == 0
+
+        assert await keep(sut.scheduler, grant) == [True]
+
+        assert await reaped(sut.scheduler) == {}
+        assert await load_of(sut.scheduler) == {"a": (1, 100)}
 
     async def test_renew_takes_many_and_refuses_old_fences_and_lost_leases(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", "small", max_concurrency=9))
         await sut.scheduler.heartbeat(ready_replica("b", "large", max_concurrency=9))
         old = await grant_of(sut.scheduler, admit_request("r0"))
         current = await grant_of(sut.scheduler, admit_request("r0", step=1))
-        settled = await grant_of(sut.scheduler, admit_request("r1"))
-        await sut.scheduler.settle("r1", ["small"], Usage(1, 1))
+        ended = admit_request("r1")
+        settled = await grant_of(sut.scheduler, ended)
+        await settle(sut.scheduler, ended)
         other_pool = await grant_of(sut.scheduler, admit_request("r2", "large"))
         unknown = replace(current, request_id="never seen")
 
-        renewed = await sut.scheduler.renew([old, current, settled, other_pool, unknown], 60_000)
+        kept = await keep(sut.scheduler, old, current, settled, other_pool, unknown)
 
-        assert renewed == (False, True, False, True, False)
-        assert await sut.scheduler.renew([], 60_000) == ()
+        assert kept == [False, True, False, True, False]
 
-    async def test_an_expired_lease_frees_its_slot_when_the_next_one_asks(self, sut):
+    async def test_renew_counts_gateways_and_tells_the_epoch(self, sut):
+        async def sign_of_life(gateway):
+            return await sut.scheduler.renew(gateway, [], 1_000)
+
+        assert await sign_of_life("g1") == Renewal((), "", 1)
+        await sut.advance_ms(3_000)
+        epoch = await sut.scheduler.rebuild([])
+        assert await sign_of_life("g2") == Renewal((), epoch, 2)
+        assert await sign_of_life("g2") == Renewal((), epoch, 2)
+        await sut.advance_ms(2_000)
+        assert await sign_of_life("g3") == Renewal((), epoch, 2)
+
+    async def test_a_slot_stays_taken_until_its_expired_lease_is_reaped(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
         lost = await grant_of(sut.scheduler, admit_request("r0", lease_ttl_ms=60))
-        await sut.advance_ms(80)
+        await sut.advance_ms(60)
 
+        assert await reason_of(sut.scheduler, admit_request("r1", tokens=7)) == RefusalReason.CAPACITY
+        assert await reaped(sut.scheduler) == {"r0": 0}
         await grant_of(sut.scheduler, admit_request("r1", tokens=7))
 
         assert await load_of(sut.scheduler) == {"a": (1, 7)}
-        assert await sut.scheduler.renew([lost], 60_000) == (False,)
+        assert await keep(sut.scheduler, lost) == [False]
 
-    async def test_reap_frees_the_slots_of_all_pools_and_counts_them(self, sut):
+    async def test_a_request_that_was_reaped_has_ended(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=9))
+        await grant_of(sut.scheduler, admit_request("r", lease_ttl_ms=60))
+        await sut.advance_ms(60)
+        await reaped(sut.scheduler)
+
+        for step in (0, 1):
+            assert await reason_of(sut.scheduler, admit_request("r", step=step)) == RefusalReason.ENDED
+
+    async def test_reap_frees_the_slots_of_all_pools_and_names_them(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", "small"))
         await sut.scheduler.heartbeat(ready_replica("b", "large"))
-        await grant_of(sut.scheduler, admit_request("r0", lease_ttl_ms=60))
+        await grant_of(sut.scheduler, admit_request("r0", lease_ttl_ms=60, note="a note"))
         await grant_of(sut.scheduler, admit_request("r1", "large", lease_ttl_ms=60))
         await grant_of(sut.scheduler, admit_request("r2"))
-        await sut.advance_ms(80)
+        await sut.advance_ms(60)
 
-        assert await sut.scheduler.reap(["small", "large"]) == 2
-        assert await sut.scheduler.reap(["small", "large"]) == 0
-        assert await sut.scheduler.reap([]) == 0
+        lost = await sut.scheduler.reap(["small", "large", "small"])
+
+        assert [(each.request_id, each.note) for each in lost] == [("r0", "a note"), ("r1", "")]
+        assert await reaped(sut.scheduler) == {}
+        assert await sut.scheduler.reap([]) == ()
         assert await load_of(sut.scheduler) == {"a": (1, 100)}
         assert await load_of(sut.scheduler, "large") == {"b": (0, 0)}
 
-    async def test_one_admit_ends_a_bounded_number_of_expired_leases(self, sut):
+    async def test_one_reap_ends_a_bounded_number_the_oldest_first(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1_000))
-        requests = [admit_request(f"r{i}", lease_ttl_ms=1_000) for i in range(70)]
-        await asyncio.gather(*(sut.scheduler.admit(request) for request in requests))
-        await sut.advance_ms(1_050)
+        for i in range(501):
+            await sut.scheduler.admit(admit_request(f"r{i}", lease_ttl_ms=2_000 - i))
+        await sut.advance_ms(2_000)
 
-        await grant_of(sut.scheduler, admit_request("last"))
+        first, second = await reaped(sut.scheduler), await reaped(sut.scheduler)
 
-        assert await load_of(sut.scheduler) == {"a": (70 - 64 + 1, 700)}
-        assert await sut.scheduler.reap(["small"]) == 6
-        assert await load_of(sut.scheduler) == {"a": (1, 100)}
-
-
-class TestMoney:
-    @pytest.mark.parametrize(
-        ("price", "usage", "cost"),
-        [
-            (Price(1, 0), Usage(1, 0), 1),
-            (Price(0, 0), Usage(10, 10), 0),
-            (Price(1_000_000, 1_000_000), Usage(3, 4), 7),
-            (Price(100_000, 400_000), Usage(0, 0), 0),
-            (Price(100_001, 400_000), Usage(10, 0), 2),
-            (Price(999_999, 1), Usage(1, 1), 1),
-            (Price(999_999, 2), Usage(1, 1), 2),
-            (Price(100_000_000, 100_000_000), Usage(80_000_000, 0), 8_000_000_000),
-            (Price(99_999_999, 1), Usage(80_000_000, 1), 7_999_999_921),
-        ],
-        ids=str,
-    )
-    async def test_cost_is_exact_and_rounded_up_once(self, sut, price, usage, cost):
-        await sut.scheduler.heartbeat(ready_replica("a"))
-        await grant_of(
-            sut.scheduler,
-            admit_request("r", candidates=(candidate("small", price=price),), large_price=Price(0, 0)),
-        )
-
-        settlement = await sut.scheduler.settle("r", ["small"], usage)
-
-        assert (settlement.cost_micro_usd, settlement.saved_micro_usd) == (cost, -cost)
-        assert (await sut.scheduler.spend_today()).saved_micro_usd == -cost
-
-    async def test_settle_frees_the_slot_and_adds_to_the_spend_of_the_day(self, sut):
-        await sut.scheduler.heartbeat(ready_replica("a", "small"))
-        await sut.scheduler.heartbeat(ready_replica("b", "large"))
-        await grant_of(sut.scheduler, admit_request("r0"))
-        await grant_of(sut.scheduler, admit_request("r1"))
-        await grant_of(sut.scheduler, admit_request("r2", "large"))
-
-        usage = Usage(1_000, 100)
-        settlements = [
-            await sut.scheduler.settle(request_id, ["small", "large"], usage)
-            for request_id in ("r0", "r1", "r2")
-        ]
-
-        small, large = SMALL_PRICE.cost_micro_usd(1_000, 100), LARGE_PRICE.cost_micro_usd(1_000, 100)
-        assert [settlement.cost_micro_usd for settlement in settlements] == [small, small, large]
-        assert [settlement.saved_micro_usd for settlement in settlements] == [large - small, large - small, 0]
+        assert len(first) == 500
+        assert list(second) == ["r0"]
         assert await load_of(sut.scheduler) == {"a": (0, 0)}
-        assert await sut.scheduler.spend_today() == Spend(
-            spent_micro_usd=2 * small + large,
-            saved_micro_usd=2 * (large - small),
-            calls=3,
-            calls_by_tier=(("large", 1), ("small", 2)),
-        )
 
-    async def test_settle_again_returns_the_first_result_and_charges_nothing(self, sut):
-        await sut.scheduler.heartbeat(ready_replica("a"))
-        await grant_of(sut.scheduler, admit_request("r"))
-        await grant_of(sut.scheduler, admit_request("other"))
-        first = await sut.scheduler.settle("r", ["small"], Usage(1_000, 100))
-        spend = await sut.scheduler.spend_today()
-
-        again = await sut.scheduler.settle("r", ["small"], Usage(999_999, 999_999))
-
-        assert first.first
-        assert again == replace(first, first=False)
-        assert await sut.scheduler.spend_today() == spend
-        assert await load_of(sut.scheduler) == {"a": (1, 100)}
-
-    async def test_many_settles_at_once_charge_once(self, sut):
-        await sut.scheduler.heartbeat(ready_replica("a"))
-        await grant_of(sut.scheduler, admit_request("r"))
-
-        settlements = await asyncio.gather(
-            *(sut.scheduler.settle("r", ["small"], Usage(1_000, 100)) for _ in range(20))
-        )
-
-        assert sum(settlement.first for settlement in settlements) == 1
-        assert (await sut.scheduler.spend_today()).calls == 1
-
-    async def test_an_expired_lease_is_still_charged_once(self, sut):
+    async def test_many_reaps_at_once_end_a_request_once(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=9))
-        await grant_of(sut.scheduler, admit_request("late", lease_ttl_ms=50))
-        await grant_of(sut.scheduler, admit_request("reaped", lease_ttl_ms=50))
-        await sut.advance_ms(80)
-        late = await sut.scheduler.settle("late", ["small"], Usage(1_000, 100))
-        assert await sut.scheduler.reap(["small"]) == 1
+        for i in range(9):
+            await grant_of(sut.scheduler, admit_request(f"r{i}", lease_ttl_ms=50))
+        await sut.advance_ms(50)
 
-        reaped = await sut.scheduler.settle("reaped", ["small"], Usage(1_000, 100))
+        found = await asyncio.gather(*(reaped(sut.scheduler) for _ in range(5)))
 
-        assert late.first
-        assert reaped.first
-        assert not (await sut.scheduler.settle("reaped", ["small"], Usage(1_000, 100))).first
-        assert (await sut.scheduler.spend_today()).calls == 2
-        assert await load_of(sut.scheduler) == {"a": (0, 0)}
-
-    async def test_prices_are_those_of_the_last_step(self, sut):
-        await sut.scheduler.heartbeat(ready_replica("a", "small"))
-        await sut.scheduler.heartbeat(ready_replica("b", "large"))
-        await grant_of(sut.scheduler, admit_request("r", "small"))
-        await grant_of(sut.scheduler, admit_request("r", "large", step=1))
-
-        settlement = await sut.scheduler.settle("r", ["small", "large"], Usage(1_000, 100))
-
-        assert settlement.cost_micro_usd == LARGE_PRICE.cost_micro_usd(1_000, 100)
-        assert (await sut.scheduler.spend_today()).calls_by_tier == (("large", 1),)
-
-    async def test_settle_finds_the_lease_when_the_pools_do_not_name_it(self, sut):
-        await sut.scheduler.heartbeat(ready_replica("a"))
-        await grant_of(sut.scheduler, admit_request("r"))
-
-        settlement = await sut.scheduler.settle("r", ["large"], Usage(1, 1))
-
-        assert settlement.first
-        assert await load_of(sut.scheduler) == {"a": (0, 0)}
-
-    async def test_unknown_request(self, sut):
-        assert await sut.scheduler.settle("never", ["small"], Usage(1_000, 100)) is None
-        assert await sut.scheduler.spend_today() == Spend()
-
-    async def test_a_day_ends(self, sut):
-        await sut.scheduler.heartbeat(ready_replica("a"))
-        await grant_of(sut.scheduler, admit_request("r0"))
-        await sut.scheduler.settle("r0", ["small"], Usage(1_000, 100))
-
-        sut.clock.advance(DAY_MS)
-
-        assert await sut.scheduler.spend_today() == Spend()
+        assert sorted(name for each in found for name in each) == [f"r{i}" for i in range(9)]
+        assert (await sut.scheduler.spend_today()).lost_calls == 9
 
 
 class TestReplicaDirectory:
@@ -478,7 +688,8 @@ class TestReplicaDirectory:
             detail="ütf-8",
             kernels="triton",
             simulated=True,
-            adapters=(("legal@1", "hot"), ("code@2", "warm")),
+            adapters=(("legal@1", "loaded"), ("code@2", "loading")),
+            max_outstanding_tokens=10**9,
             rss_bytes=2**40,
             epoch=2**63 + 1,
         )
@@ -488,24 +699,26 @@ class TestReplicaDirectory:
         assert await sut.scheduler.pool_load("large") == PoolLoad()
 
     async def test_a_strange_id_keeps_its_books(self, sut):
-        await sut.scheduler.heartbeat(ready_replica("a|req|%d"))
-        await grant_of(sut.scheduler, admit_request("r|1"))
+        await sut.scheduler.heartbeat(ready_replica("a|req|%d", address="http://a"))
+        request = admit_request("r|1")
+        await grant_of(sut.scheduler, request)
         assert await load_of(sut.scheduler) == {"a|req|%d": (1, 100)}
 
-        await sut.scheduler.settle("r|1", ["small"], Usage(1, 1))
+        await settle(sut.scheduler, request)
 
         assert await load_of(sut.scheduler) == {"a|req|%d": (0, 0)}
 
     async def test_deregister_stops_new_requests_and_lets_leases_end(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a"))
-        grant = await grant_of(sut.scheduler, admit_request("r0"))
+        request = admit_request("r0")
+        grant = await grant_of(sut.scheduler, request)
 
         await sut.scheduler.deregister(ready_replica("a"))
 
-        assert await refusal_of(sut.scheduler, admit_request("r1")) == RefusalReason.NO_REPLICA
+        assert await reason_of(sut.scheduler, admit_request("r1")) == RefusalReason.NO_REPLICA
         assert (await sut.scheduler.pool_load("small")).replicas == ()
-        assert await sut.scheduler.renew([grant], 60_000) == (True,)
-        assert (await sut.scheduler.settle("r0", ["small"], Usage(1, 1))).first
+        assert await keep(sut.scheduler, grant) == [True]
+        assert (await settle(sut.scheduler, request)).first
 
     async def test_deregister_of_an_unknown_replica(self, sut):
         await sut.scheduler.deregister(ready_replica("never"))
@@ -514,25 +727,27 @@ class TestReplicaDirectory:
 
     async def test_a_replica_that_comes_back_in_the_same_epoch_still_has_its_load(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
-        await grant_of(sut.scheduler, admit_request("r0"))
+        request = admit_request("r0")
+        await grant_of(sut.scheduler, request)
         await sut.scheduler.deregister(ready_replica("a"))
         await sut.scheduler.reap(["small"])
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
 
-        assert await refusal_of(sut.scheduler, admit_request("r1")) == RefusalReason.CAPACITY
-        await sut.scheduler.settle("r0", ["small"], Usage(1, 1))
+        assert await reason_of(sut.scheduler, admit_request("r1")) == RefusalReason.CAPACITY
+        await settle(sut.scheduler, request)
         assert await load_of(sut.scheduler) == {"a": (0, 0)}
 
     async def test_a_new_epoch_forgets_the_old_load(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1, epoch=1))
-        await grant_of(sut.scheduler, admit_request("r0"))
+        old = admit_request("r0")
+        await grant_of(sut.scheduler, old)
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1, epoch=2))
         await grant_of(sut.scheduler, admit_request("r1", tokens=5))
 
-        await sut.scheduler.settle("r0", ["small"], Usage(1, 1))
+        await settle(sut.scheduler, old)
 
         assert await load_of(sut.scheduler) == {"a": (1, 5)}
-        assert await refusal_of(sut.scheduler, admit_request("r2")) == RefusalReason.CAPACITY
+        assert await reason_of(sut.scheduler, admit_request("r2")) == RefusalReason.CAPACITY
 
     async def test_a_slot_from_before_a_restart_is_not_given_back_by_the_next_step(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1, epoch=1))
@@ -540,16 +755,17 @@ class TestReplicaDirectory:
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1, epoch=2))
         await grant_of(sut.scheduler, admit_request("r1"))
 
-        assert await refusal_of(sut.scheduler, admit_request("r0", step=1)) == RefusalReason.CAPACITY
+        assert await reason_of(sut.scheduler, admit_request("r0", step=1)) == RefusalReason.CAPACITY
 
     async def test_an_old_epoch_that_comes_back_does_not_make_the_load_negative(self, sut):
         """Two processes fight for one replica id."""
         await sut.scheduler.heartbeat(ready_replica("a", epoch=1))
-        await grant_of(sut.scheduler, admit_request("r0"))
+        request = admit_request("r0")
+        await grant_of(sut.scheduler, request)
         await sut.scheduler.heartbeat(ready_replica("a", epoch=2))
         await sut.scheduler.heartbeat(ready_replica("a", epoch=1))
 
-        await sut.scheduler.settle("r0", ["small"], Usage(1, 1))
+        await settle(sut.scheduler, request)
 
         assert await load_of(sut.scheduler) == {"a": (0, 0)}
 
@@ -558,32 +774,137 @@ class TestReplicaDirectory:
         for i in range(10):
             await sut.scheduler.heartbeat(ready_replica(f"dead{i}"))
         await sut.scheduler.heartbeat(ready_replica("living", max_concurrency=9))
-        for i in range(11):
-            await grant_of(sut.scheduler, admit_request(f"r{i}", tokens=10 + i))
-        for i in range(10):
-            await sut.scheduler.settle(f"r{i}", ["small"], Usage(1, 1))
+        requests = [admit_request(f"r{i}", tokens=10 + i) for i in range(11)]
+        for request in requests:
+            await grant_of(sut.scheduler, request)
+        for request in requests[:10]:
+            await settle(sut.scheduler, request)
         await sut.advance_ms(1_600)
         await sut.scheduler.heartbeat(ready_replica("living", max_concurrency=9))
-        await sut.advance_ms(1_500)
+        await sut.advance_ms(1_400)
 
         grant = await grant_of(sut.scheduler, admit_request("r"))
 
         assert grant.replica_id == "living"
         assert [state.replica_id for state in (await sut.scheduler.pool_load("small")).replicas] == ["living"]
 
+    async def test_dead_and_full_replicas_are_no_capacity(self, sut):
+        for i in range(6):
+            await sut.scheduler.heartbeat(ready_replica(f"dead{i}", max_concurrency=1))
+        for i in range(6):
+            await grant_of(sut.scheduler, admit_request(f"r{i}"))
+        await sut.advance_ms(2_999)
+        assert await reason_of(sut.scheduler, admit_request("r")) == RefusalReason.CAPACITY
+        await sut.advance_ms(1)
+
+        assert await reason_of(sut.scheduler, admit_request("r")) == RefusalReason.NO_REPLICA
+
     async def test_reap_forgets_dead_replicas_but_not_their_leases(self, sut):
         await sut.scheduler.heartbeat(ready_replica("idle"))
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
         await grant_of(sut.scheduler, admit_request("r0", exclude_replicas=("idle",)))
-        await sut.advance_ms(3_050)
+        await sut.advance_ms(3_000)
 
-        assert await sut.scheduler.reap(["small"]) == 0
-        assert await refusal_of(sut.scheduler, admit_request("r1")) == RefusalReason.NO_REPLICA
+        assert await reaped(sut.scheduler) == {}
+        assert await reason_of(sut.scheduler, admit_request("r1")) == RefusalReason.NO_REPLICA
         assert await sut.scheduler.pool_load("small") == PoolLoad(replicas=(), leases=1)
 
         # It was only out of reach: its slot is still taken.
         await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
-        assert await refusal_of(sut.scheduler, admit_request("r1")) == RefusalReason.CAPACITY
+        assert await reason_of(sut.scheduler, admit_request("r1")) == RefusalReason.CAPACITY
+
+
+class TestReregister:
+    """After data loss. Money: test_scheduler_money.py."""
+
+    async def test_a_lease_comes_back_under_a_new_fence(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
+        request = admit_request("r")
+        grant = await grant_of(sut.scheduler, request)
+        await sut.advance_ms(100)
+        await sut.lose_everything()
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
+        assert await keep(sut.scheduler, grant) == [False]
+
+        back = await sut.scheduler.reregister(request, HeldLease(grant))
+
+        assert back == replace(grant, fence=back.fence)
+        assert back.fence > grant.fence
+        assert await keep(sut.scheduler, grant, back) == [False, True]
+        assert await load_of(sut.scheduler) == {"a": (1, 100)}
+        assert await reason_of(sut.scheduler, admit_request("r1")) == RefusalReason.CAPACITY
+        await settle(sut.scheduler, request)
+        assert await load_of(sut.scheduler) == {"a": (0, 0)}
+
+    async def test_before_the_replica_has_reported(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
+        requests = [admit_request(f"r{i}") for i in range(2)]
+        grants = [await grant_of(sut.scheduler, requests[0])]
+        grants.append(replace(grants[0], request_id="r1"))
+        await sut.advance_ms(100)
+        await sut.lose_everything()
+        for request, grant in zip(requests, grants, strict=True):
+            assert await sut.scheduler.reregister(request, HeldLease(grant))
+        assert await reason_of(sut.scheduler, admit_request("r2")) == RefusalReason.NO_REPLICA
+
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
+
+        assert await load_of(sut.scheduler) == {"a": (2, 200)}
+        await settle(sut.scheduler, requests[0])
+        assert await reason_of(sut.scheduler, admit_request("r2")) == RefusalReason.CAPACITY
+        await settle(sut.scheduler, requests[1])
+        assert await load_of(sut.scheduler) == {"a": (0, 0)}
+        await grant_of(sut.scheduler, admit_request("r2"))
+
+    async def test_of_a_known_request_changes_nothing(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a"))
+        running, ended = admit_request("r0"), admit_request("r1")
+        grants = [await grant_of(sut.scheduler, each) for each in (running, ended)]
+        await settle(sut.scheduler, ended)
+
+        for request, grant in zip((running, ended), grants, strict=True):
+            assert await sut.scheduler.reregister(request, HeldLease(grant)) is None
+
+        assert await load_of(sut.scheduler) == {"a": (1, 100)}
+        assert await keep(sut.scheduler, grants[0]) == [True]
+
+    async def test_two_gateways_bring_a_call_back_once(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a"))
+        request = admit_request("r")
+        grant = await grant_of(sut.scheduler, request)
+        await sut.lose_everything()
+        await sut.scheduler.heartbeat(ready_replica("a"))
+
+        answers = await asyncio.gather(
+            *(sut.scheduler.reregister(request, HeldLease(grant)) for _ in range(5))
+        )
+
+        assert sum(each is not None for each in answers) == 1
+        assert await load_of(sut.scheduler) == {"a": (1, 100)}
+
+    async def test_the_same_step_again_returns_what_was_brought_back(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("b", "large"))
+        request = admit_request("r", "small", "large", step=1)
+        grant = await grant_of(sut.scheduler, request)
+        await sut.lose_everything()
+        await sut.scheduler.heartbeat(ready_replica("b", "large"))
+
+        back = await sut.scheduler.reregister(request, HeldLease(grant))
+
+        assert await grant_of(sut.scheduler, request) == back
+        assert await reason_of(sut.scheduler, replace(request, step=0)) == RefusalReason.ENDED
+
+    async def test_the_load_of_a_replica_that_never_comes_back_is_forgotten(self, sut):
+        request = admit_request("r")
+        grant = Grant("r", 0, candidate(), "ghost", "http://ghost", 1, 0)
+        await sut.scheduler.reregister(request, HeldLease(grant))
+        await sut.scheduler.reap(["small"])
+        await settle(sut.scheduler, request)
+        await sut.scheduler.reap(["small"])
+
+        await sut.scheduler.heartbeat(ready_replica("ghost", max_concurrency=1))
+
+        assert await load_of(sut.scheduler) == {"ghost": (0, 0)}
 
 
 async def test_ping(sut):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.scheduler.redis_scheduler import connect
+from cluster.scheduler.redis_connection import connect
 from cluster.store import KeyStore, open_store, sqlite_url
 from cluster.types import ReplicaPhase, ReplicaState
 from deployments.free_port import free_port
@@ -107,6 +107,7 @@ def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fl
         config=config,
         redis_url=valkey_url,
         store_url=sqlite_url(short_folder / "store.sqlite"),
+        journal_folder=str(short_folder / "journal"),
         gateway_token=TOKEN,
         pepper=PEPPER,
     )

@@ -1,31 +1,46 @@
--- Local functions of all operations. The loader puts this text between an operation's shebang and its body.
--- A pool is four keys in this order: lease, lease_info, reps, load (cluster/keys.py).
--- Time: Redis' own clock in ms, never the caller's. Numbers: integers below 1e14, from where on Lua prints
--- floats; only products inside a script may go to 2^53, where doubles are exact.
+-- A pool's replicas and leases. The loader puts this text behind the shebang of the operations that name it.
+-- A pool is eight keys in this order: lease, lease_info, reps, load, q, q_info, q_wait, vt (cluster/keys.py).
+-- Time: the server's own clock, never a gateway's. Numbers: Lua prints floats from 1e14 on, so larger ones
+-- (microseconds, products) are printed with '%.0f'; doubles are exact to 2^53.
 
+local POOL_KEYS = 8
 local FULL = 1000000000000 -- on the score of a replica at its cap: every free replica sorts before it
 
-local function now_ms()
+local function now_us()
   local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  return time[1] * 1000000 + time[2]
 end
 
-local function pool_at(first)
-  return { lease = KEYS[first], lease_info = KEYS[first + 1], reps = KEYS[first + 2], load = KEYS[first + 3] }
+local function to_ms(us)
+  return math.floor(us / 1000)
 end
 
-local function score(requests, tokens, cap)
-  if requests >= cap then
+local function pool_at(first, name)
+  return { name = name, lease = KEYS[first], lease_info = KEYS[first + 1], reps = KEYS[first + 2],
+    load = KEYS[first + 3], q = KEYS[first + 4], q_info = KEYS[first + 5], q_wait = KEYS[first + 6],
+    vt = KEYS[first + 7] }
+end
+
+-- The next fence. After data loss the count goes on above every earlier one: 16 grants per ms are allowed for.
+local function next_fence(known, now_ms)
+  return (tonumber(known) or (now_ms - 1700000000000) * 16) + 1
+end
+
+local function write_fence(key, fence)
+  redis.call('SET', key, string.format('%.0f', fence))
+end
+
+local function score(requests, tokens, cap, token_cap)
+  if requests >= cap or (token_cap > 0 and tokens >= token_cap) then
     tokens = tokens + FULL
   end
   return tokens
 end
 
 -- XX: a replica that drains or is dead has load but no place in reps, and gets none here.
-local function change_load(pool, replica, cap, requests, tokens)
-  requests = redis.call('HINCRBY', pool.load, replica .. '|req', requests)
-  tokens = redis.call('HINCRBY', pool.load, replica .. '|tok', tokens)
-  redis.call('ZADD', pool.reps, 'XX', score(requests, tokens, cap), replica)
+local function write_load(pool, replica, requests, tokens, cap, token_cap)
+  redis.call('HSET', pool.load, replica .. '|req', requests, replica .. '|tok', tokens)
+  redis.call('ZADD', pool.reps, 'XX', score(requests, tokens, cap, token_cap), replica)
 end
 
 -- The request's lease in this pool, or nil.
@@ -34,44 +49,201 @@ local function lease_of(pool, id)
   if not text then
     return nil
   end
-  local tokens, fence, replica = string.match(text, '^(%d+)|(%d+)|(.*)$')
-  return { tokens = tonumber(tokens), fence = tonumber(fence), replica = replica }
+  local tokens, fence, candidate, granted_ms, dispatched, address, replica =
+    string.match(text, '^(%d+)|(%d+)|(%d+)|(%d+)|(%d)|([^|]*)|(.*)$')
+  return { tokens = tonumber(tokens), fence = tonumber(fence), candidate = tonumber(candidate),
+    granted_ms = tonumber(granted_ms), dispatched = dispatched == '1', address = address, replica = replica }
 end
 
--- Free the request's slot. Without a lease this does nothing: a slot is never freed twice.
+local function write_lease_info(pool, id, lease)
+  redis.call('HSET', pool.lease_info, id, table.concat({ lease.tokens, string.format('%.0f', lease.fence),
+    lease.candidate, lease.granted_ms, lease.dispatched and 1 or 0, lease.address, lease.replica }, '|'))
+end
+
+-- Free the request's slot; returns the lease, or nil where there is none: a slot is never freed twice.
 local function end_lease(pool, id)
   local lease = lease_of(pool, id)
   if not lease then
-    return
+    return nil
   end
   redis.call('ZREM', pool.lease, id)
   redis.call('HDEL', pool.lease_info, id)
-  local row = redis.call('HMGET', pool.load, lease.replica .. '|since', lease.replica .. '|cap')
+  local r = lease.replica
+  local row = redis.call('HMGET', pool.load, r .. '|since', r .. '|cap', r .. '|tcap', r .. '|req', r .. '|tok')
   -- An older lease is not in the load: the replica has restarted, and its load was set to zero then. Epochs
   -- alone would not tell: two processes that fight for one replica id make an old epoch come back.
   if row[1] and lease.fence > tonumber(row[1]) then
-    change_load(pool, lease.replica, tonumber(row[2]), -1, 0 - lease.tokens) -- '-0' is no integer to Redis
+    lease.counted = true
+    write_load(pool, r, row[4] - 1, row[5] - lease.tokens, tonumber(row[2] or 0), tonumber(row[3] or 0))
+  end
+  return lease
+end
+
+-- Write a lease on a replica whose books (from `best_replica`) are given.
+local function begin_lease(pool, id, lease, expiry_ms, chosen)
+  redis.call('ZADD', pool.lease, expiry_ms, id)
+  write_lease_info(pool, id, lease)
+  write_load(pool, lease.replica, chosen.requests + 1, chosen.tokens + lease.tokens, chosen.cap, chosen.token_cap)
+end
+
+-- Undo `end_lease` within the same script: nobody took the slot in between.
+local function put_lease_back(pool, id, lease, expiry_ms)
+  redis.call('ZADD', pool.lease, expiry_ms, id)
+  write_lease_info(pool, id, lease)
+  if lease.counted then
+    local r = lease.replica
+    local row = redis.call('HMGET', pool.load, r .. '|cap', r .. '|tcap', r .. '|req', r .. '|tok')
+    write_load(pool, r, row[3] + 1, row[4] + lease.tokens, tonumber(row[1] or 0), tonumber(row[2] or 0))
   end
 end
 
--- Returns how many ended; at most `limit`, because nobody else is served meanwhile.
-local function end_expired_leases(pool, now, limit)
-  local ids = redis.call('ZRANGE', pool.lease, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
-  for _, id in ipairs(ids) do
-    end_lease(pool, id)
+-- How long a slot is taken on average, in us: an EWMA over ended leases (1/8), for predicted waits.
+local function learn_service_time(pool, lease, now_ms)
+  local known = redis.call('HGET', pool.load, '#service_us')
+  local took_us = math.max(0, now_ms - lease.granted_ms) * 1000
+  if known then
+    took_us = known + math.floor((took_us - known) / 8)
   end
-  return #ids
+  redis.call('HSET', pool.load, '#service_us', string.format('%.0f', took_us))
+end
+
+-- The replicas that a choice may look at: the least loaded, then those named by `also`. Entries have
+-- `tokens` (outstanding) and `full`. Named ones that are not in reps are left out.
+local function replicas_to_look_at(pool, count, also)
+  local entries, seen = {}, {}
+  local row = redis.call('ZRANGE', pool.reps, 0, count - 1, 'WITHSCORES')
+  for i = 1, #row, 2 do
+    local tokens = tonumber(row[i + 1])
+    seen[row[i]] = true
+    entries[#entries + 1] = { replica = row[i], full = tokens >= FULL, tokens = tokens }
+  end
+  local missing = {}
+  for _, replica in ipairs(also) do
+    if not seen[replica] then
+      seen[replica] = true
+      missing[#missing + 1] = replica
+    end
+  end
+  if #missing > 0 then
+    local tokens_of = redis.call('ZMSCORE', pool.reps, unpack(missing))
+    for i, replica in ipairs(missing) do
+      local tokens = tonumber(tokens_of[i])
+      if tokens then
+        entries[#entries + 1] = { replica = replica, full = tokens >= FULL, tokens = tokens }
+      end
+    end
+  end
+  return entries
+end
+
+-- Nano-USD: price of the call here, of the tokens that wait before it, of a cold adapter, minus the prefix
+-- that an affine replica has cached.
+local function cost_on(replica, tokens, terms, holds)
+  local cost = terms.base + tokens * terms.per_token
+  if terms.cold > 0 and not holds[replica] then
+    cost = cost + terms.cold
+  end
+  if terms.affine == replica then
+    cost = cost - terms.credit
+  end
+  return cost
+end
+
+-- Which of the entries hold the call's adapter: by the ticket of a waiter, else by the adapter's own set.
+local function holders(entries, terms)
+  if terms.holds or not terms.adp or terms.cold == 0 or #entries == 0 then
+    return terms.holds or {}
+  end
+  local names, holds = {}, {}
+  for i, entry in ipairs(entries) do
+    names[i] = entry.replica
+  end
+  for i, member in ipairs(redis.call('ZMSCORE', terms.adp, unpack(names))) do
+    holds[names[i]] = member and true or nil
+  end
+  return holds
+end
+
+-- No heartbeat since `dead_at_ms`.
+local function is_dead(pool, replica, dead_at_ms)
+  return tonumber(redis.call('HGET', pool.load, replica .. '|hb') or 0) <= dead_at_ms
+end
+
+local function is_before(a, b)
+  if a.cost ~= b.cost then
+    return a.cost < b.cost
+  end
+  if a.tokens ~= b.tokens then
+    return a.tokens < b.tokens
+  end
+  return a.replica < b.replica
+end
+
+-- The cheapest live replica with a free slot for `need` tokens, with its books, or nil; and whether a live
+-- one is there at all. A replica without a heartbeat since `dead_at_ms` leaves reps: whoever notices it.
+-- A call that is larger than the token cap still fits an idle replica.
+local function best_replica(pool, need, terms, excluded, look_at, also, dead_at_ms)
+  local live, unfit = false, {}
+  while true do
+    local best, dead = nil, false
+    local full = {}
+    local entries = replicas_to_look_at(pool, look_at, also)
+    local holds = holders(entries, terms)
+    for _, entry in ipairs(entries) do
+      if not excluded[entry.replica] and not unfit[entry.replica] then
+        if entry.full then
+          full[#full + 1] = entry.replica
+        else
+          entry.cost = cost_on(entry.replica, entry.tokens, terms, holds)
+          if not best or is_before(entry, best) then
+            best = entry
+          end
+        end
+      end
+    end
+    if best then
+      local r = best.replica
+      local row = redis.call('HMGET', pool.load, r .. '|hb', r .. '|req', r .. '|cap', r .. '|tcap', r .. '|addr')
+      if tonumber(row[1] or 0) <= dead_at_ms then
+        redis.call('ZREM', pool.reps, r)
+      else
+        live = true
+        best.requests, best.cap, best.token_cap = tonumber(row[2]), tonumber(row[3]), tonumber(row[4])
+        best.address = row[5]
+        if best.token_cap == 0 or best.requests == 0 or best.tokens + need <= best.token_cap then
+          return best, true
+        end
+        unfit[r] = true
+      end
+    else
+      for _, replica in ipairs(full) do
+        if is_dead(pool, replica, dead_at_ms) then
+          redis.call('ZREM', pool.reps, replica)
+          dead = true
+        else
+          live = true
+        end
+      end
+      if live or not dead then
+        return nil, live
+      end
+    end
+  end
 end
 
 -- `dir` is the pool's directory set. Load stays as long as leases count in it: the replica may come back in
--- the same epoch, and its books must be right then. `reap` calls again until it is gone.
+-- the same epoch, and its books must be right then. `sweep` calls again until it is gone. Its caller has taken it
+-- out of the sets of its adapters.
 local function forget_replica(pool, dir, replica)
   redis.call('ZREM', pool.reps, replica)
   if tonumber(redis.call('HGET', pool.load, replica .. '|req') or 0) > 0 then
-    redis.call('HDEL', pool.load, replica .. '|hb')
+    redis.call('HDEL', pool.load, replica .. '|hb', replica .. '|adp')
     return
   end
   redis.call('SREM', dir, replica)
-  redis.call('HDEL', pool.load, replica .. '|req', replica .. '|tok', replica .. '|cap', replica .. '|hb',
-    replica .. '|epoch', replica .. '|since', replica .. '|addr')
+  local fields = {}
+  for _, name in ipairs({ 'req', 'tok', 'cap', 'tcap', 'hb', 'epoch', 'since', 'addr', 'adp' }) do
+    fields[#fields + 1] = replica .. '|' .. name
+  end
+  redis.call('HDEL', pool.load, unpack(fields))
 end

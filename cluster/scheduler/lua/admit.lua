@@ -1,167 +1,285 @@
 #!lua
--- Lease a slot on the least loaded live replica of the first candidate that has one.
+-- Uses _pool _queue _money
+-- Admit a call, let it wait, or refuse it: idempotency, rate limits, budget hold, choice of the replica, lease.
 --
--- KEYS  1 resv of the request, 2 fence, then per distinct pool: lease, lease_info, reps, load
--- ARGV  1 request id, 2 step, 3 tokens (estimate, prompt plus output), 4 lease ttl (ms), 5 spill (1 or 0),
---       6 a replica is dead after (ms), 7 resv ttl (ms), 8 expired leases to end per pool,
---       9 replicas to look at per candidate,
---       10 and 11 prices of the large tier, prompt and output (micro-USD per million tokens),
---       12 number of candidates, then four per candidate: its pool (1 = the first in KEYS), tier,
---       prompt price, output price; then the name of every pool in KEYS; then the replicas to leave out
+-- KEYS  1 resv of the request, 2 fence, 3 epoch, then one per rate bucket, one per budget, then stats of the
+--       day, ev, then eight per distinct pool (_pool), then one adp per candidate with an adapter
+-- ARGV  1 request id, 2 step, 3 tokens (estimate, prompt plus output), 4 lease ttl (ms), 5 resv ttl (ms),
+--       6 a replica is dead after (ms), 7 replicas to look at per candidate, 8 spill (1 or 0),
+--       9 class (0 most urgent), 10 tenant, 11 weight, 12 channel of its gateway, 13 hold (micro-USD), 14 note,
+--       15 deadline (ms from now), 16 longest queue (requests; -1: may not wait), 17 longest predicted wait (ms),
+--       18 ticket ttl (ms), 19 ageing (ms per class), 20 checked (1: a budget must be known to be exact),
+--       21 rate buckets R, 22 budgets B, 23 candidates C, 24 pools P, then
+--       per bucket: name, increment (us), burst (us); per budget: name, limit (micro-USD), ttl (ms);
+--       per candidate: pool (1 = the first), tier, base, per token, cold (nano-USD), its adp (1 = the first,
+--       0 none), affine replica or '', credit (nano-USD), service time to assume (us), slots per replica;
+--       per pool its name; then the replicas to leave out
 -- Reply {1, candidate (0 = the first), replica, address, fence, lease expiry (ms)}
---       {0, 'capacity' | 'no_replica' | 'ended'}
---       {2, pool}: the step before has its lease in a pool that KEYS lack; call again with it
+--       {4, candidate, position (0 = the next), predicted wait (ms)}: waits
+--       {0, reason, retry after (ms; 0: never), detail}: refused
+--       {2, pool}: the step before is in a pool that KEYS lack; call again with it
 -- Time  TIME
--- A refusal writes nothing, except that expired leases have ended and dead replicas left reps: both hold
--- whoever notices them, so that no janitor has to be alive.
+-- A refusal writes nothing but a counter and the absence of dead replicas and of waits that are over. The lease of
+-- the step before ends with a grant or when the new step waits; until then its slot counts as free for this request.
 
 local id, step, tokens = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local ttl_ms, spill, dead_after_ms = tonumber(ARGV[4]), ARGV[5] == '1', tonumber(ARGV[6])
-local look_at = tonumber(ARGV[9])
-local candidates = tonumber(ARGV[12])
-local now = now_ms()
+local dead_after_ms, look_at, spill = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8] == '1'
+local class = tonumber(ARGV[9])
+local buckets, budgets, candidates, pool_count =
+  tonumber(ARGV[21]), tonumber(ARGV[22]), tonumber(ARGV[23]), tonumber(ARGV[24])
+local first_bucket_arg = 25
+local first_budget_arg = first_bucket_arg + 3 * buckets
+local first_candidate_arg = first_budget_arg + 3 * budgets
+local first_pool_arg = first_candidate_arg + 10 * candidates
+local first_excluded_arg = first_pool_arg + pool_count
+local stats, ev = KEYS[4 + buckets + budgets], KEYS[5 + buckets + budgets]
+local first_pool_key = 6 + buckets + budgets
+local first_adp_key = first_pool_key + POOL_KEYS * pool_count
 
-local known = redis.call('HMGET', KEYS[1], 'state', 'step', 'pool', 'candidate', 'replica', 'address',
-  'fence', 'expiry')
-local known_step = tonumber(known[2])
-if known[1] == 'settled' or (known_step and known_step > step) then
-  return { 0, 'ended' }
-end
-if known_step == step then
-  return { 1, tonumber(known[4]), known[5], known[6], tonumber(known[7]), tonumber(known[8]) }
+local at_us = now_us()
+local now_ms = to_ms(at_us)
+local found = redis.call('MGET', unpack(KEYS, 1, 3 + buckets + budgets))
+
+local pools = {}
+for i = 1, pool_count do
+  pools[i] = pool_at(first_pool_key + POOL_KEYS * (i - 1), ARGV[first_pool_arg + i - 1])
 end
 
-local pools, own = {}, nil -- own: the pool in which the step before had its lease
-local argument = 12 + 4 * candidates
-for first = 3, #KEYS, 4 do
-  local pool = pool_at(first)
-  argument = argument + 1
-  pool.name = ARGV[argument]
-  pools[#pools + 1] = pool
-  if pool.name == known[3] then
-    own = pool
+local own_lease, own_pool, own_expiry = nil, nil, nil
+
+local function event(kind, pool, replica)
+  redis.call('XADD', ev, 'MAXLEN', '~', 100000, '*', 'kind', kind, 'id', id, 'step', step, 'pool', pool,
+    'replica', replica, 'tenant', ARGV[10], 'class', class)
+end
+
+local function refuse(reason, retry_after_ms, detail)
+  if own_lease then
+    put_lease_back(own_pool, id, own_lease, own_expiry)
+  end
+  redis.call('HINCRBY', stats, 'refused:' .. reason, 1)
+  return { 0, reason, math.ceil(retry_after_ms), detail or '' }
+end
+
+-- 1. The same request before.
+
+local known = reservation(found[1])
+if known then
+  if known.over or known.step > step then
+    return refuse('ended', 0)
+  end
+  for _, pool in ipairs(pools) do
+    if pool.name == known.pool then
+      own_pool = pool
+    end
+  end
+  if not own_pool then
+    return { 2, known.pool }
+  end
+  if known.step == step then
+    local lease = lease_of(own_pool, id)
+    if lease then
+      return { 1, lease.candidate, lease.replica, lease.address, lease.fence,
+        tonumber(redis.call('ZSCORE', own_pool.lease, id)) }
+    end
+    local ticket = ticket_of(own_pool, id)
+    if ticket then
+      return { 4, ticket.candidate, redis.call('ZRANK', own_pool.q, id) or 0, 0 }
+    end
+    return refuse('ended', 0)
   end
 end
-if known[3] and not own then
-  return { 2, known[3] }
+
+-- 2. Rate limits and budgets: a request pays once, whatever steps it takes.
+
+local hold = known and known.hold or tonumber(ARGV[13])
+local note = known and known.note or ARGV[14]
+local arrival = {}
+if not known then
+  for i = 1, buckets do
+    local arg = first_bucket_arg + 3 * (i - 1)
+    local increment, burst = tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
+    if increment > burst then
+      return refuse('too_large', 0, ARGV[arg])
+    end
+    arrival[i] = math.max(tonumber(found[3 + i] or 0), at_us) + increment
+    if arrival[i] - at_us > burst then
+      return refuse('rate', (arrival[i] - at_us - burst) / 1000, ARGV[arg])
+    end
+  end
+  for i = 1, budgets do
+    local arg = first_budget_arg + 3 * (i - 1)
+    local spent, held = parse_budget(found[3 + buckets + i])
+    if spent + held + hold > tonumber(ARGV[arg + 1]) then
+      return refuse('budget', 0, ARGV[arg])
+    end
+  end
+  -- Data loss: what was spent is not known here until it has been rebuilt from the ledger.
+  if ARGV[20] == '1' and not string.match(found[3] or '', '^open|') then
+    return refuse('rebuilding', 1000)
+  end
 end
 
+-- 3. A place: the cheapest free replica of the first tier that lives (of all candidates, with spill).
+
 local excluded, excludes = {}, 0
-for i = argument + 1, #ARGV do
+for i = first_excluded_arg, #ARGV do
   if not excluded[ARGV[i]] then
     excluded[ARGV[i]] = true
     excludes = excludes + 1
   end
 end
 
-for _, pool in ipairs(pools) do
-  end_expired_leases(pool, now, tonumber(ARGV[8]))
-end
-local own_lease = own and lease_of(own, id) -- nil also where it is not in its replica's load
-if own_lease then
-  local since = redis.call('HGET', own.load, own_lease.replica .. '|since')
-  if not since or own_lease.fence <= tonumber(since) then
-    own_lease = nil
-  end
+if own_pool then
+  own_expiry = redis.call('ZSCORE', own_pool.lease, id)
+  own_lease = end_lease(own_pool, id)
 end
 
--- Excluded replicas must not take the places of those that could be chosen. The replica of the step before
--- is looked at wherever it stands, because the slot that this step gives back may be its only free one.
-local function replicas_to_look_at(pool)
-  local ids = redis.call('ZRANGE', pool.reps, 0, look_at + excludes - 1)
-  if own_lease and pool == own then
-    for _, replica in ipairs(ids) do
-      if replica == own_lease.replica then
-        return ids
-      end
-    end
-    if redis.call('ZSCORE', pool.reps, own_lease.replica) then
-      ids[#ids + 1] = own_lease.replica
-    end
-  end
-  return ids
+local function candidate_at(number)
+  local arg = first_candidate_arg + 10 * (number - 1)
+  local adp = tonumber(ARGV[arg + 5])
+  return { number = number, pool = pools[tonumber(ARGV[arg])], tier = ARGV[arg + 1],
+    service_us = tonumber(ARGV[arg + 8]), slots = tonumber(ARGV[arg + 9]),
+    terms = { base = tonumber(ARGV[arg + 2]), per_token = tonumber(ARGV[arg + 3]),
+      cold = adp > 0 and tonumber(ARGV[arg + 4]) or 0, adp = adp > 0 and KEYS[first_adp_key + adp - 1] or nil,
+      affine = ARGV[arg + 6], credit = tonumber(ARGV[arg + 7]) } }
 end
 
-local function is_before(a, b)
-  if a.tokens ~= b.tokens then
-    return a.tokens < b.tokens
+local function named_replicas(terms)
+  local also = terms.adp and redis.call('ZRANGE', terms.adp, 0, look_at + excludes - 1) or {}
+  if terms.affine ~= '' then
+    also[#also + 1] = terms.affine
   end
-  if a.requests ~= b.requests then
-    return a.requests < b.requests
-  end
-  return a.replica < b.replica
+  return also
 end
 
--- Returns the best replica with a free slot or nil, and whether a live one is full.
-local function choose(pool)
-  while true do
-    local ids = replicas_to_look_at(pool)
-    if #ids == 0 then
-      return nil, false
-    end
-    local fields = {}
-    for _, replica in ipairs(ids) do
-      fields[#fields + 1] = replica .. '|req'
-      fields[#fields + 1] = replica .. '|tok'
-      fields[#fields + 1] = replica .. '|cap'
-      fields[#fields + 1] = replica .. '|hb'
-    end
-    local row = redis.call('HMGET', pool.load, unpack(fields))
-    local best, full, dead = nil, false, false
-    for i, replica in ipairs(ids) do
-      local at = 4 * (i - 1)
-      local heartbeat = tonumber(row[at + 4])
-      if not heartbeat or now - heartbeat >= dead_after_ms then
-        redis.call('ZREM', pool.reps, replica)
-        dead = true
-      elseif not excluded[replica] then
-        local option = {
-          replica = replica, requests = tonumber(row[at + 1]), tokens = tonumber(row[at + 2]),
-          cap = tonumber(row[at + 3]),
-        }
-        if own_lease and pool == own and replica == own_lease.replica then
-          option.requests = option.requests - 1
-          option.tokens = option.tokens - own_lease.tokens
-        end
-        if option.requests >= option.cap then
-          full = true
-        elseif not best or is_before(option, best) then
-          best = option
-        end
-      end
-    end
-    -- Dead ones may have hidden live ones; they are out of reps now, so this comes to an end.
-    if best or not dead then
-      return best, full
-    end
-  end
+local function somebody_waits(pool)
+  return redis.call('EXISTS', pool.q) == 1 and next_waiter(pool, now_ms, {}) ~= nil
 end
 
-local any_full = false
-for candidate = 0, candidates - 1 do
-  local at = 13 + 4 * candidate
-  local pool = pools[tonumber(ARGV[at])]
-  local chosen, full = choose(pool)
-  if chosen then
-    if own then
-      end_lease(own, id)
-    end
-    local address = redis.call('HGET', pool.load, chosen.replica .. '|addr')
-    local fence = redis.call('INCR', KEYS[2])
-    local expiry = now + ttl_ms
-    change_load(pool, chosen.replica, chosen.cap, 1, tokens)
-    redis.call('ZADD', pool.lease, expiry, id)
-    redis.call('HSET', pool.lease_info, id, tokens .. '|' .. fence .. '|' .. chosen.replica)
-    redis.call('HSET', KEYS[1], 'state', 'open', 'step', ARGV[2], 'pool', pool.name, 'tier', ARGV[at + 1],
-      'candidate', candidate, 'replica', chosen.replica, 'address', address, 'fence', fence, 'expiry', expiry,
-      'tokens', tokens, 'price_prompt', ARGV[at + 2], 'price_output', ARGV[at + 3],
-      'large_price_prompt', ARGV[10], 'large_price_output', ARGV[11])
-    redis.call('PEXPIRE', KEYS[1], ARGV[7])
-    return { 1, candidate, chosen.replica, address, fence, expiry }
-  end
-  any_full = any_full or full
-  if full and not spill then
+local best, best_candidate, living, live_tier = nil, nil, {}, nil
+for number = 1, candidates do
+  local candidate = candidate_at(number)
+  if live_tier and candidate.tier ~= live_tier and not spill then
     break
   end
+  candidate.also = named_replicas(candidate.terms)
+  local chosen, live = best_replica(candidate.pool, tokens, candidate.terms, excluded, look_at + excludes,
+    candidate.also, now_ms - dead_after_ms)
+  if live then
+    live_tier = candidate.tier
+    living[#living + 1] = candidate
+  end
+  -- Where others wait, nobody goes past them: this call queues, and the order says who is next.
+  if chosen and (not best or chosen.cost < best.cost or
+    (chosen.cost == best.cost and chosen.tokens < best.tokens)) and not somebody_waits(candidate.pool) then
+    best, best_candidate = chosen, candidate
+  end
 end
-return { 0, any_full and 'capacity' or 'no_replica' }
+if #living == 0 then
+  return refuse('no_replica', dead_after_ms)
+end
+
+local function take_money()
+  if known then
+    return
+  end
+  for i = 1, buckets do
+    write_bucket(KEYS[3 + i], arrival[i], at_us)
+  end
+  for i = 1, budgets do
+    local text = found[3 + buckets + i]
+    local spent, held = parse_budget(text)
+    write_budget(KEYS[3 + buckets + i], not text, spent, held + hold,
+      tonumber(ARGV[first_budget_arg + 3 * (i - 1) + 2]))
+  end
+end
+
+-- The step before is over. True: an engine may have run it, so this is no call that never ran.
+local function end_step_before()
+  if own_lease then
+    learn_service_time(own_pool, own_lease, now_ms)
+    return own_lease.dispatched
+  elseif own_pool then
+    local ticket = ticket_of(own_pool, id)
+    leave_queue(own_pool, id)
+    return ticket and ticket.sent or false
+  end
+  return false
+end
+
+-- What the step before gave up goes to the waiters there.
+local function pass_on(pool)
+  grant_waiters(pool, KEYS[2], own_lease and { own_lease.replica } or {}, now_ms, dead_after_ms)
+end
+
+local lease_ttl_ms = tonumber(ARGV[4])
+if best then
+  local pool, fence = best_candidate.pool, next_fence(found[2], now_ms)
+  local sent = end_step_before()
+  take_money()
+  write_fence(KEYS[2], fence)
+  begin_lease(pool, id, { tokens = tokens, fence = fence, candidate = best_candidate.number - 1,
+    granted_ms = now_ms, dispatched = sent, address = best.address, replica = best.replica },
+    now_ms + lease_ttl_ms, best)
+  if best_candidate.terms.adp then
+    redis.call('ZADD', best_candidate.terms.adp, 'XX', best.tokens + tokens, best.replica)
+  end
+  write_open(KEYS[1], 'open', step, pool.name, hold, note, ARGV[5])
+  event(step == 0 and 'admitted' or 'escalated', pool.name, best.replica)
+  if own_pool and own_pool ~= pool then
+    pass_on(own_pool)
+  end
+  return { 1, best_candidate.number - 1, best.replica, best.address, fence, now_ms + lease_ttl_ms }
+end
+
+-- 4. Wait, in the pool that promises the shortest wait.
+
+local longest_queue, longest_wait_ms, deadline_ms = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[15])
+local place = nil
+for _, candidate in ipairs(living) do
+  local pool = candidate.pool
+  local finish = finish_time(pool, class, ARGV[10], tonumber(ARGV[11]), tokens)
+  local wait_ms = predicted_wait(pool, class, finish, candidate.slots * redis.call('ZCARD', pool.reps),
+    candidate.service_us)
+  if not place or wait_ms < place.wait_ms then
+    place = { candidate = candidate, finish = finish, wait_ms = wait_ms }
+  end
+end
+if longest_queue < 0 then
+  return refuse('capacity', place.wait_ms)
+end
+local pool = place.candidate.pool
+if redis.call('ZCARD', pool.q) >= longest_queue then
+  return refuse('queue_full', place.wait_ms)
+end
+if place.wait_ms > math.min(longest_wait_ms, deadline_ms) then
+  return refuse('wait', place.wait_ms - math.min(longest_wait_ms, deadline_ms))
+end
+local sent = end_step_before()
+take_money()
+local holding = {}
+if place.candidate.terms.adp then
+  holding = redis.call('ZRANGE', place.candidate.terms.adp, 0, look_at - 1)
+end
+local leave_out = {}
+for replica in pairs(excluded) do
+  leave_out[#leave_out + 1] = replica
+end
+local terms = place.candidate.terms
+join_queue(pool, id, { step = step, candidate = place.candidate.number - 1, class = class, tenant = ARGV[10],
+  tokens = tokens, sent = sent, since = now_ms, deadline = now_ms + deadline_ms, ttl = tonumber(ARGV[18]),
+  ageing = tonumber(ARGV[19]), lease_ttl = lease_ttl_ms, channel = ARGV[12], excluded = leave_out,
+  holders = holding, affine = terms.affine, per_token = terms.per_token, cold = terms.cold,
+  credit = terms.credit, look_at = look_at }, place.finish, now_ms)
+write_open(KEYS[1], 'waiting', step, pool.name, hold, note, ARGV[5])
+event('waiting', pool.name, '')
+-- A slot may be free: one that this request gave up, or that nobody ahead of it fits.
+if own_pool and own_pool ~= pool then
+  pass_on(own_pool)
+end
+pass_on(pool)
+local lease = lease_of(pool, id)
+if lease then
+  return { 1, lease.candidate, lease.replica, lease.address, lease.fence, now_ms + lease_ttl_ms }
+end
+return { 4, place.candidate.number - 1, redis.call('ZRANK', pool.q, id) or 0, place.wait_ms }

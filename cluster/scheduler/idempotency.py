@@ -1,0 +1,65 @@
+"""What became of calls that carry an Idempotency-Key, in Redis. Answers are sealed by the gateway: nothing in
+here can be read without the client's own key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from redis.asyncio import Redis
+
+from cluster import keys
+from cluster.scheduler.redis_connection import unavailable_on_error
+from cluster.scheduler.scripts import LuaScript
+
+KEPT_MS = 24 * 3_600_000
+BEGIN = LuaScript("idempotency_begin")
+END = LuaScript("idempotency_end")
+
+
+class Outcome(StrEnum):
+    """`other`: the key was used with another body. `running`: its first call has not ended yet."""
+
+    NEW = "new"
+    OTHER = "other"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCall:
+    """`request_id` and `sealed` are those of a call that is `done`."""
+
+    outcome: Outcome
+    request_id: str = ""
+    sealed: str = ""
+
+
+class IdempotencyKeys:
+    """Each method is one script. Raises SchedulerUnavailable."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    async def begin(
+        self, tenant: str, key_digest: str, body_digest: str, request_id: str, running_ttl_ms: int
+    ) -> FirstCall:
+        """`running_ttl_ms`: after that a call whose gateway died may be tried again."""
+        with unavailable_on_error():
+            reply = await BEGIN(
+                self._client,
+                [keys.idempotency(tenant, key_digest)],
+                [body_digest, request_id, running_ttl_ms],
+            )
+        return FirstCall(Outcome(reply[0]), *reply[1:])
+
+    async def finish(self, tenant: str, key_digest: str, request_id: str, sealed: str) -> None:
+        await self._end(tenant, key_digest, request_id, sealed)
+
+    async def forget(self, tenant: str, key_digest: str, request_id: str) -> None:
+        await self._end(tenant, key_digest, request_id, "")
+
+    async def _end(self, tenant: str, key_digest: str, request_id: str, sealed: str) -> None:
+        with unavailable_on_error():
+            await END(self._client, [keys.idempotency(tenant, key_digest)], [request_id, sealed, KEPT_MS])

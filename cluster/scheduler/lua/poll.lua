@@ -1,0 +1,30 @@
+#!lua flags=allow-oom
+-- Uses _pool _queue
+-- What became of a gateway's waiters; those who still wait go on waiting for another ticket TTL.
+--
+-- KEYS  eight per distinct pool (_pool)
+-- ARGV  1 ticket ttl (ms), then two per waiter: its pool (1 = the first), request id
+-- Reply one list per waiter: {1, candidate, replica, address, fence, lease expiry (ms)} granted; {4, position}
+--       waits; {0} its wait is over, or nobody knows it
+-- Time  TIME
+
+local now_ms = to_ms(now_us())
+local reply = {}
+for i = 2, #ARGV, 2 do
+  local pool, id = pool_at(1 + POOL_KEYS * (tonumber(ARGV[i]) - 1)), ARGV[i + 1]
+  local lease = lease_of(pool, id)
+  local position = not lease and redis.call('ZRANK', pool.q, id)
+  local answer = { 0 }
+  if lease then
+    answer = { 1, lease.candidate, lease.replica, lease.address, lease.fence,
+      tonumber(redis.call('ZSCORE', pool.lease, id)) }
+  elseif position then
+    local ticket = ticket_of(pool, id)
+    if ticket.deadline > now_ms then
+      redis.call('ZADD', pool.q_wait, 'XX', 'GT', math.min(ticket.deadline, now_ms + tonumber(ARGV[1])), id)
+      answer = { 4, position }
+    end
+  end
+  reply[#reply + 1] = answer
+end
+return reply

@@ -1,0 +1,65 @@
+"""The connection to Redis: timeouts, and the seam where its errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from cluster.errors import ConfigError, SchedulerUnavailable
+
+CONNECT_TIMEOUT_S = 0.25
+OPERATION_TIMEOUT_S = 0.5
+MAX_CONNECTIONS = 32
+
+
+def connect(
+    url_or_unix_socket: str,
+    *,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    operation_timeout_s: float = OPERATION_TIMEOUT_S,
+) -> Redis:
+    """A client for `redis://`, `rediss://` or `unix://` URLs, or for the path of a unix socket.
+
+    Connects on first use. Raises ConfigError for any other URL.
+    """
+    url = url_or_unix_socket
+    if url.startswith("/"):
+        url = f"unix://{quote(url)}"
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=operation_timeout_s,  # for a free connection
+            socket_connect_timeout=connect_timeout_s,
+            socket_timeout=operation_timeout_s,
+            # One retry on a fresh connection, because a pooled one may have died unnoticed: every call is
+            # safe to repeat. Never after a timeout: that would double the wait for a store that hangs.
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+            decode_responses=True,
+            protocol=2,  # we need nothing of RESP3, and it costs a round trip per connection
+        )
+    except ValueError as error:
+        # The URL may hold a password, so it is not repeated here.
+        raise ConfigError(
+            "the Redis URL must start with redis://, rediss:// or unix://, or be the path of a unix socket"
+        ) from error
+    return Redis.from_pool(pool)
+
+
+@contextmanager
+def unavailable_on_error() -> Iterator[None]:
+    """Timeouts, refused or lost connections, a full connection pool, LOADING, OOM, READONLY, MOVED,
+    CLUSTERDOWN and a script that failed: all of them mean that no decision was made."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise SchedulerUnavailable(
+            "The scheduler's store does not answer; try again shortly.", retry_after_s=1.0
+        ) from error

@@ -1,0 +1,1 @@
+"""What `sprat bench` measures inside one process: no gateway, no engine, no HTTP."""

@@ -1,0 +1,85 @@
+"""The overload comparison: one trace at twice the capacity, each system in a process of its own.
+
+`python -m deployments.bench.overload_main --system fifo --seed 1 --seconds 12` runs one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any
+
+from deployments.bench.arrivals import Fleet, offered_load, poisson_arrivals
+from deployments.bench.fifo_queue import fifo_queue
+from deployments.bench.overload import QueueUnderTest, replay
+from deployments.bench.overload_metrics import report
+from deployments.bench.ray_capacity_queue import IMPATIENT, ray_capacity_queue
+
+System = Callable[[Fleet], AbstractAsyncContextManager[QueueUnderTest]]
+"""Starts a system for a fleet, ready for requests, and stops it afterwards."""
+
+SYSTEMS: dict[str, System] = {
+    "fifo": fifo_queue,
+    "ray_capacity_queue": ray_capacity_queue,
+    "ray_capacity_queue+impatient": partial(ray_capacity_queue, settings=IMPATIENT),
+}
+FLEET = Fleet()
+OVERLOAD = 2.0
+SECONDS = 12.0
+"""Longer than the longest deadline. A run takes up to 13 s more, until the last request is decided."""
+
+
+def run_overload(
+    systems: Iterable[str] = tuple(SYSTEMS), *, seed: int = 1, seconds: float = SECONDS
+) -> dict[str, dict[str, Any]]:
+    """One row per system, as `run_one` gives it.
+
+    Processes apart: Ray reads its environment and its token once in a process, and no system inherits the
+    threads and the heap of the one before.
+    """
+    rows = {}
+    for name in systems:
+        options = ["--system", name, "--seed", str(seed), "--seconds", str(seconds)]
+        finished = subprocess.run(
+            [sys.executable, "-m", "deployments.bench.overload_main", *options],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        rows[name] = json.loads(finished.stdout)
+    return rows
+
+
+async def run_one(system: System, seed: int, seconds: float) -> dict[str, Any]:
+    """The row of one system (`overload_metrics.report`), with what the system says of itself."""
+    trace = poisson_arrivals(seed, seconds, FLEET, overload=OVERLOAD)
+    async with system(FLEET) as queue:
+        gc.collect()
+        gc.freeze()  # a full collection of all that Ray has loaded halts the replay for a tenth of a second
+        replayed = await replay(trace, queue)
+        details = await queue.details()
+    return {
+        **report(replayed, seconds, FLEET),
+        "offered_load": offered_load(trace, seconds, FLEET),
+        "details": details,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="internal: one system of the overload comparison")
+    parser.add_argument("--system", choices=list(SYSTEMS), required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    arguments = parser.parse_args()
+    row = asyncio.run(run_one(SYSTEMS[arguments.system], arguments.seed, arguments.seconds))
+    json.dump(row, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The end of every call: journal, Redis, ledger, in this order, each exactly once.
+
+A settle is on this node's disk before it is sent. Redis hears of it at once, and again until it answered; the
+SQL ledger gets it after that. So whatever the ledger holds is in Redis' books too, or Redis does not know the
+request: that is why raising Redis to the ledger's sums (`Scheduler.rebuild`) can never count a call twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import SchedulerUnavailable, SpratError
+from cluster.ledger import Ledger, LedgerEntry
+from cluster.scheduler.scheduler import Scheduler
+from cluster.types import SettleRequest
+from deployments.gateway.journal import Journal, Position
+from deployments.gateway.tasks import end_task
+
+logger = logging.getLogger("ray.serve")
+
+COPY_PERIOD_S = 0.25
+SYNC_PERIOD_S = 0.05
+"""What a machine that loses power may lose. A gateway that is killed loses nothing."""
+
+ADOPT_PERIOD_S = 30.0
+BATCH = 200
+UNSENT = 10_000
+"""Cancellations that are kept while Redis is away; older ones are left to `reap`."""
+
+KNOWN_TO_REDIS = 20_000
+"""Acknowledged settles that are remembered until they are copied. Beyond it they are sent again, which is
+harmless: memory stays flat when the ledger's database is away (LiteLLM #38193)."""
+
+
+class Settling:
+    """One per gateway process. `settle` never waits and never fails a call."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        ledger: Ledger,
+        journal: Journal,
+        folder: Path,
+        doubt: Callable[[Iterable[tuple[str, str]]], None],
+    ) -> None:
+        """`doubt` hears of budgets that a call was booked on which Redis did not know."""
+        self._doubt = doubt
+        self._scheduler = scheduler
+        self._ledger = ledger
+        self._journal = journal
+        self._folder = folder
+        self._at = journal.begin
+        self._acknowledged: set[Position] = set()
+        self._sending: dict[Position, asyncio.Task[None]] = {}
+        self._cancelling: set[asyncio.Task[None]] = set()
+        self._unsent: deque[SettleRequest] = deque(maxlen=UNSENT)
+        self._copying = asyncio.Lock()
+        self._ledger_reachable = True
+        self._tasks = (asyncio.create_task(self._sync_loop()), asyncio.create_task(self._copy_loop()))
+
+    def has_room(self) -> bool:
+        """False: a call could not be booked, so it must not be made."""
+        return self._journal.has_room()
+
+    def settle(self, request: SettleRequest, entry: LedgerEntry) -> None:
+        try:
+            position = self._journal.append({"settle": asdict(request), "entry": asdict(entry)})
+        except SpratError as error:
+            # Redis still hears of it; only a second failure, of Redis, would lose this call's money.
+            logger.error("%s is not in the journal: %s", request.request_id, error)  # noqa: TRY400
+            self._start(self._cancelling, self._send_unjournalled(request))
+            return
+        self._sending[position] = asyncio.create_task(self._send(request, position))
+
+    def cancel(self, request: SettleRequest) -> None:
+        """A call that never ran: no money, so no journal. Should Redis never hear of it, `reap` refunds
+        it."""
+        self._start(self._cancelling, self._send_unjournalled(request))
+
+    def lost(self, entry: LedgerEntry) -> None:
+        """A charge that `reap` made: Redis has it already."""
+        try:
+            self._acknowledge(self._journal.append({"entry": asdict(entry)}))
+        except SpratError as error:
+            logger.error("the charge of lost call %s is not in the journal: %s", entry.request_id, error)  # noqa: TRY400
+
+    @property
+    def journal_bytes(self) -> int:
+        """Of calls that are not in the ledger yet."""
+        return self._journal.bytes_kept
+
+    @property
+    def open(self) -> int:
+        return len(self._sending) + len(self._cancelling)
+
+    def alive(self) -> bool:
+        return not any(task.done() for task in self._tasks)
+
+    async def flush(self) -> bool:
+        """Copy everything that is in the journal now; False when Redis or the database does not answer."""
+        async with self._copying:
+            while True:
+                end = self._journal.end
+                if self._at >= end:
+                    return True
+                after = await self._copy(self._journal, self._at)
+                if after == self._at:
+                    return False  # Redis or the database is away
+                self._at = after
+                await asyncio.to_thread(self._journal.drop_before, after)
+
+    async def close(self) -> None:
+        for pending in (set(self._sending.values()), set(self._cancelling)):
+            if pending:
+                await asyncio.wait(pending, timeout=5)
+        for task in self._tasks:
+            await end_task(task)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await self.flush()
+        await asyncio.to_thread(self._journal.sync)
+        self._journal.close(remove_if_empty=True)
+
+    # Redis.
+
+    async def _send(self, request: SettleRequest, position: Position) -> None:
+        try:
+            if await self._scheduler.settle(request) is not None:
+                self._acknowledge(position)
+        except SchedulerUnavailable:
+            pass  # the copy loop sends it again
+        finally:
+            self._sending.pop(position, None)
+
+    async def _send_unjournalled(self, request: SettleRequest) -> None:
+        try:
+            await self._scheduler.settle(request)
+        except SchedulerUnavailable:
+            # A store that hung may still carry out the admission that was given up here: its slot would be
+            # taken until the lease runs out.
+            self._unsent.append(request)
+
+    async def _send_unsent(self) -> None:
+        while self._unsent:
+            try:
+                await self._scheduler.settle(self._unsent[0])
+            except SchedulerUnavailable:
+                return
+            self._unsent.popleft()
+
+    def _acknowledge(self, position: Position) -> None:
+        if len(self._acknowledged) < KNOWN_TO_REDIS:
+            self._acknowledged.add(position)
+
+    @staticmethod
+    def _start(kept: set[asyncio.Task[None]], coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        kept.add(task)
+        task.add_done_callback(kept.discard)
+
+    # Ledger.
+
+    async def _copy(self, journal: Journal, at: Position) -> Position:
+        """One batch: to Redis what it has not acknowledged, then to the ledger. Returns how far it came."""
+        end = journal.end
+        records = await asyncio.to_thread(journal.read, at, BATCH)
+        if not records:
+            return end  # what is left is damaged
+        own = journal is self._journal
+        entries: list[LedgerEntry] = []
+        unknown: set[tuple[str, str]] = set()
+        reached = at
+        for position, record in records:
+            if own and position in self._sending:
+                break  # its answer is on the way
+            if not (own and position in self._acknowledged) and "settle" in record:
+                request = settle_request_of(record["settle"])
+                try:
+                    if await self._scheduler.settle(request) is None:
+                        unknown.update(request.budgets)
+                except SchedulerUnavailable:
+                    break
+            entries += _entries_of(record)
+            reached = position
+        if entries and not await self._write(entries):
+            return at
+        self._doubt(unknown)
+        if own:
+            self._acknowledged = {position for position in self._acknowledged if position > reached}
+        return reached
+
+    async def _write(self, entries: Sequence[LedgerEntry]) -> bool:
+        try:
+            await asyncio.to_thread(self._ledger.append, entries)
+        except SpratError as error:
+            if self._ledger_reachable:
+                logger.warning("the ledger is not reachable, the journal keeps what is owed: %s", error)
+            self._ledger_reachable = False
+            return False
+        if not self._ledger_reachable:
+            logger.warning("the ledger is reachable again")
+        self._ledger_reachable = True
+        return True
+
+    async def _copy_loop(self) -> None:
+        next_adoption = 0.0
+        while True:
+            try:
+                await self._send_unsent()
+                await self.flush()
+                if time.monotonic() >= next_adoption:
+                    next_adoption = time.monotonic() + ADOPT_PERIOD_S
+                    await self._copy_orphans()
+            except Exception:  # a loop that ends silently would fill the disk
+                logger.exception("the journal could not be copied this time")
+            await asyncio.sleep(COPY_PERIOD_S)
+
+    async def _copy_orphans(self) -> None:
+        """What gateways that died on this node left behind."""
+        for orphan in await asyncio.to_thread(Journal.adopt_orphans, self._folder):
+            at = orphan.begin
+            while at < orphan.end:
+                after = await self._copy(orphan, at)
+                if after == at:
+                    break
+                at = after
+            if at >= orphan.end:
+                await asyncio.to_thread(orphan.drop_before, orphan.end)
+                await asyncio.to_thread(orphan.remove)
+            else:
+                await asyncio.to_thread(orphan.close)
+
+    async def _sync_loop(self) -> None:
+        while True:
+            await asyncio.sleep(SYNC_PERIOD_S)
+            try:
+                await asyncio.to_thread(self._journal.sync)
+            except (OSError, SpratError):
+                logger.exception("the journal could not be written to disk this time")
+
+
+def _entries_of(record: dict[str, Any]) -> list[LedgerEntry]:
+    try:
+        return [LedgerEntry(**record["entry"])]
+    except (TypeError, ValueError):
+        # One record that no database would take must not hold up all that come after it.
+        logger.exception("a record of the journal cannot be booked: %s", record.get("entry"))
+        return []
+
+
+def settle_request_of(record: dict[str, Any]) -> SettleRequest:
+    """From the journal: JSON knows no tuples."""
+    return SettleRequest(
+        **(
+            record
+            | {
+                "pools": tuple(record["pools"]),
+                "rates": tuple((bucket, back_us) for bucket, back_us in record["rates"]),
+                "budgets": tuple((owner, window) for owner, window in record["budgets"]),
+            }
+        )
+    )
