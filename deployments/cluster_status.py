@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.clock import SystemClock
@@ -11,7 +12,8 @@ from cluster.cost import pool_price, usd
 from cluster.errors import SchedulerUnavailable
 from cluster.scheduler.redis_connection import connect
 from cluster.scheduler.redis_scheduler import RedisScheduler
-from cluster.types import PoolLoad, ReplicaPhase, Spend
+from cluster.scheduler.scheduler import CLASSES
+from cluster.types import BudgetState, PoolLoad, ReplicaPhase, Spend
 from deployments.state_folder import StateFolder
 from deployments.version import version
 
@@ -60,12 +62,33 @@ async def cluster_status(state: StateFolder) -> dict[str, Any]:
         "saved_usd": usd(spend.saved_micro_usd),
         "calls": spend.calls,
         "calls_by_tier": dict(spend.calls_by_tier),
+        "refused": dict(spend.refused),
+        "lost_calls": spend.lost_calls,
+        "overrun_usd": usd(spend.overrun_micro_usd),
     }
+    waiting = [sum(counts) for counts in zip(*(load.waiting for load in loads.values()), strict=True)]
+    status["queue"] = dict(zip(CLASSES, waiting, strict=True))
     if time.time() - observed.get("observed_s", 0) > OBSERVATION_TOO_OLD_S:
         status["problem"] = (
             status["problem"] or "the supervisor has not looked for a while; see sprat logs supervisor"
         )
     return status
+
+
+async def live_budgets(
+    state: StateFolder, names: Sequence[tuple[str, str]]
+) -> tuple[BudgetState, ...] | None:
+    """What the running scheduler knows of each owner and window; None where none answers."""
+    supervisor = state.read_supervisor()
+    if supervisor is None or "redis_url" not in supervisor:
+        return None
+    scheduler = RedisScheduler(connect(supervisor["redis_url"]), SystemClock())
+    try:
+        return await scheduler.budget_states(names)
+    except SchedulerUnavailable:
+        return None
+    finally:
+        await scheduler.close()
 
 
 def _pool(config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +105,7 @@ def _pool(config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, 
         "ready": sum(replica.phase is ReplicaPhase.READY for replica in load.replicas),
         "target": pool.replicas,
         "leases": load.leases,
+        "queue": dict(zip(CLASSES, load.waiting, strict=True)),
         "replicas": [replica.to_json() for replica in load.replicas],
         "serve": serve.get("status", "unknown"),
         "problem": observed.get("unplaceable", {}).get(name) or _serve_problem(serve),

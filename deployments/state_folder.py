@@ -121,6 +121,12 @@ class StateFolder:
             raise StartError(
                 f"{path} is damaged. Restore it, or remove the state folder: all API keys become invalid."
             )
+        short = [name for name in ("pepper", "gateway_token", "ray_token") if len(kept.get(name, "")) < 32]
+        if short:
+            raise StartError(
+                f"{path}: {', '.join(short)} must have at least 32 random characters. Restore the file, or "
+                "remove the state folder: all API keys become invalid."
+            )
         if not self.ray_token_file.exists():
             write_text(self.ray_token_file, kept["ray_token"], mode=0o600)
         return Secrets(bytes.fromhex(kept["pepper"]), kept["gateway_token"], kept["ray_token"])

@@ -39,7 +39,7 @@ class Outcome:
 class QueueUnderTest(Protocol):
     """Slots behind a queue. The work of a request is `asyncio.sleep(arrival.service_s)` in a slot."""
 
-    async def run(self, arrival: Arrival, start_by_s: float) -> Outcome:
+    async def run(self, arrival: Arrival, start_by_s: float, /) -> Outcome:
         """Wait for a slot, do the work, say when. Returns early when refused; cancelled at the end.
         `start_by_s` is the deadline by `time.monotonic()`, for systems that know of deadlines."""
         ...

@@ -21,12 +21,15 @@ from deployments.bench.fifo_queue import fifo_queue
 from deployments.bench.overload import QueueUnderTest, replay
 from deployments.bench.overload_metrics import report
 from deployments.bench.ray_capacity_queue import IMPATIENT, ray_capacity_queue
+from deployments.bench.sprat_queue import sprat_queue
 
 System = Callable[[Fleet], AbstractAsyncContextManager[QueueUnderTest]]
 """Starts a system for a fleet, ready for requests, and stops it afterwards."""
 
 SYSTEMS: dict[str, System] = {
+    "sprat": sprat_queue,
     "fifo": fifo_queue,
+    "fifo+deadlines": partial(fifo_queue, heeds_deadlines=True),
     "ray_capacity_queue": ray_capacity_queue,
     "ray_capacity_queue+impatient": partial(ray_capacity_queue, settings=IMPATIENT),
 }

@@ -83,7 +83,7 @@ class RayCapacityQueue:
             taken_ms.append((time.monotonic() - began_s) * 1000)
         self._idle_call_ms = statistics.median(taken_ms)
 
-    async def run(self, arrival: Arrival, start_by_s: float) -> Outcome:
+    async def run(self, arrival: Arrival, _start_by_s: float, /) -> Outcome:
         return await self._call(arrival.service_s)
 
     async def _call(self, service_s: float) -> Outcome:

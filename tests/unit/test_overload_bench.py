@@ -205,7 +205,7 @@ class TestReplay:
 
     async def test_refusals_and_errors_are_results(self):
         class Moody:
-            async def run(self, arrival: Arrival, start_by_s: float) -> Outcome:
+            async def run(self, arrival: Arrival, start_by_s: float, /) -> Outcome:
                 if arrival.tenant == "a":
                     return Outcome(refused=True, reason="queue_full")
                 raise ConnectionError("gone")
@@ -217,7 +217,7 @@ class TestReplay:
 
     async def test_what_waits_long_past_its_deadline_is_abandoned(self):
         class Stuck:
-            async def run(self, arrival: Arrival, start_by_s: float) -> Outcome:
+            async def run(self, arrival: Arrival, start_by_s: float, /) -> Outcome:
                 await asyncio.Event().wait()
                 raise AssertionError
 
