@@ -12,6 +12,7 @@ from deployments.cli.main import sprat
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 FOLDERS = ["cluster", "deployments", "kernels", "loadtest", "tests"]
+OUTAGES = (ROOT / "cluster" / "scheduler" / "README.md").read_text()
 
 
 def named_files(text: str) -> set[str]:
@@ -69,3 +70,18 @@ def test_the_two_commands_of_the_readme_are_make_targets() -> None:
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     assert "exec make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_test_that_the_outage_table_names_exists() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+
+    named = re.findall(r"`(test_\w+)`", OUTAGES)
+    assert len(named) > 15
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_every_script_and_module_of_the_scheduler_is_in_its_readme() -> None:
+    folder = ROOT / "cluster" / "scheduler"
+    files = [*folder.glob("*.py"), *folder.glob("lua/*.lua")]
+
+    assert [file.name for file in files if file.name != "__init__.py" and file.name not in OUTAGES] == []

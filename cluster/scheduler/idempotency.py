@@ -10,12 +10,10 @@ from enum import StrEnum
 from redis.asyncio import Redis
 
 from cluster import keys
+from cluster.scheduler import scripts
 from cluster.scheduler.redis_connection import unavailable_on_error
-from cluster.scheduler.scripts import LuaScript
 
 KEPT_MS = 24 * 3_600_000
-BEGIN = LuaScript("idempotency_begin")
-END = LuaScript("idempotency_end")
 
 
 class Outcome(StrEnum):
@@ -47,7 +45,7 @@ class IdempotencyKeys:
     ) -> FirstCall:
         """`running_ttl_ms`: after that a call whose gateway died may be tried again."""
         with unavailable_on_error():
-            reply = await BEGIN(
+            reply = await scripts.IDEMPOTENCY_BEGIN(
                 self._client,
                 [keys.idempotency(tenant, key_digest)],
                 [body_digest, request_id, running_ttl_ms],
@@ -62,4 +60,6 @@ class IdempotencyKeys:
 
     async def _end(self, tenant: str, key_digest: str, request_id: str, sealed: str) -> None:
         with unavailable_on_error():
-            await END(self._client, [keys.idempotency(tenant, key_digest)], [request_id, sealed, KEPT_MS])
+            await scripts.IDEMPOTENCY_END(
+                self._client, [keys.idempotency(tenant, key_digest)], [request_id, sealed, KEPT_MS]
+            )

@@ -17,19 +17,16 @@ class LuaScript:
     """One operation: one round trip, atomic."""
 
     def __init__(self, name: str) -> None:
-        folder = files("cluster.scheduler") / "lua"
         # Redis wants the shebang on the first line of what it is sent. With it, a script that touches a
         # key it did not declare fails in cluster mode; without it, it silently works (SCHEDULER.md 1).
-        shebang, _, body = (folder / f"{name}.lua").read_text().partition("\n")
+        shebang, _, body = _text_of(name).partition("\n")
         if not shebang.startswith("#!lua"):
             raise ValueError(f"lua/{name}.lua must start with #!lua, not with {shebang!r}")
         first_line = body.partition("\n")[0]
         parts = first_line.removeprefix(_USES).split() if first_line.startswith(_USES) else []
         self.name = name
         # Joined, never formatted: a value in the text would be code, and each one another cached script.
-        self.source = "".join(
-            (shebang, "\n", *((folder / f"{part}.lua").read_text() for part in parts), body)
-        )
+        self.source = "".join((shebang, "\n", *map(_text_of, parts), body))
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Redis, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
@@ -42,6 +39,10 @@ class LuaScript:
             return await client.eval(self.source, len(keys), *keys_and_arguments)
 
 
+def _text_of(name: str) -> str:
+    return (files("cluster.scheduler") / "lua" / f"{name}.lua").read_text()
+
+
 ADMIT = LuaScript("admit")
 POLL = LuaScript("poll")
 RENEW = LuaScript("renew")
@@ -52,3 +53,5 @@ HEARTBEAT = LuaScript("heartbeat")
 DEREGISTER = LuaScript("deregister")
 REBUILD = LuaScript("rebuild")
 REREGISTER = LuaScript("reregister")
+IDEMPOTENCY_BEGIN = LuaScript("idempotency_begin")
+IDEMPOTENCY_END = LuaScript("idempotency_end")

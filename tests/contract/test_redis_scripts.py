@@ -42,7 +42,7 @@ from cluster.types import (
 from deployments.valkey import start_server, stop_server
 from tests.builders import PATIENT, admit_request, candidate, ready_replica, settle_request
 from tests.conftest import patient_client
-from tests.scheduler_calls import cancel, grant_of, keep, reaped, settle, waiting_of
+from tests.scheduler_calls import cancel, grant_of, keep, reaped, refusal_of, settle, waiting_of
 
 pytestmark = pytest.mark.contract
 

@@ -1,5 +1,5 @@
-"""What every scheduler does about money: rates, budgets, the end of a call, and what comes back after data loss.
-The same scenarios in memory and on a real Valkey.
+"""What every scheduler does about money: rates, budgets, the end of a call, the return from data loss. The same
+scenarios in memory and on a real Valkey.
 """
 
 from __future__ import annotations

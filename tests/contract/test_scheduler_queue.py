@@ -153,8 +153,8 @@ class TestWaiting:
         assert isinstance(await polled(sut.scheduler, small), Waiting)
 
     async def test_a_large_waiter_is_not_starved_by_small_ones(self, sut):
-        """It needs the whole replica. Small calls of ever new tenants pass it only while they are due earlier:
-        four of 50 tokens before one of 200."""
+        """It needs the whole replica. Small calls of ever new tenants pass it only while they are due
+        earlier: four of 50 tokens before one of 200."""
         await settle(sut.scheduler, BLOCKER)
         await alive(sut, max_concurrency=9, max_outstanding_tokens=200)
         running = [admit_request(f"s{i}", tokens=50) for i in range(4)]
