@@ -5,7 +5,7 @@ CONFIG ?= deployments/examples/laptop.yaml
 SPRAT := .venv/bin/sprat --state $(STATE)
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: setup up down status lint types unit postgres contract integration e2e test lock clean
+.PHONY: setup up down status lint types unit postgres contract integration e2e test prove-faults lock clean
 
 setup:
 	@./setup.sh
@@ -45,6 +45,10 @@ e2e: setup
 # Fast ones first; the first failure stops the rest.
 test: lint types unit contract integration e2e
 	@echo "make test: all green"
+
+# Every fault of the outage table on real servers, with a longer chaos run; about five minutes.
+prove-faults: setup postgres
+	SPRAT_CHAOS_SECONDS=60 $(PYTEST) tests/contract -m fault --fault-matrix tests/results/fault_matrix.json
 
 lock:
 	./lock.sh

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from deployments.valkey import find_server_binary
@@ -39,7 +40,7 @@ def _store_version() -> str:
 
 def _cpu_model() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as facts:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as facts:
             return next(line.split(":", 1)[1].strip() for line in facts if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()

@@ -22,8 +22,8 @@ class CommandRecorder:
         self._sent: list[Command] = []
 
     async def record(self, act: Callable[[RedisScheduler], Awaitable[Any]], reply: Any) -> Command:
-        """The command of one call. `reply` is what the scheduler is told the server said: a short one that its
-        script may give."""
+        """The command of one call. `reply` is what the scheduler is told that the server said: a short one
+        that its script may give."""
         self._reply, self._sent = reply, []
         await act(self.scheduler)
         (command,) = self._sent

@@ -1,9 +1,10 @@
 """Server time of the scheduler's scripts, in us per call.
 
-Calls go out in pipelined bursts, and the server's own count of the time in EVALSHA is read before and after each:
-no client, no socket and no queue is in it. The machine's speed wanders by tens of percent, so the cases take
-turns, burst by burst, and a figure is the median over its bursts; the fastest burst tells how much of it others
-on the machine may have added.
+Calls go out in pipelined bursts, and the server's own count of the time in EVALSHA is read before and after: no
+client, no socket and no queue is in it. Where others keep the machine busy that time counts too, by tens of
+percent. So the cases take turns, burst by burst; a figure is the median over its bursts, the fastest burst says
+what it would be on a quiet machine, and the CPU time of the server's main thread stands beside it (which has the
+reading of commands and the writing of replies in it).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from cluster.clock import SystemClock
 from cluster.scheduler.redis_connection import connect
 from cluster.scheduler.redis_scheduler import RedisScheduler
-from cluster.types import AdmitRequest, Candidate, Grant, HeldLease, QueueTerms, ReplicaState, Waiting
+from cluster.types import Candidate, Grant, HeldLease, QueueTerms, ReplicaState, Waiting
 from deployments.bench.cost_cases import (
     HEADLINE_REPLICAS,
     LEASE_TTL_MS,
@@ -37,233 +38,245 @@ BEAT_EVERY_S = 1.0
 SETUP_BURST = 500
 QUEUE_DEPTH = 200
 FULL_POOL = PoolOfReplicas("full", replicas=10, slots=10)
-"""Nothing but a running call's end gives a slot here: for the cost of the queue."""
-PATIENT = QueueTerms(
-    longest_queue=10_000, longest_wait_ms=86_400_000, ticket_ttl_ms=600_000, ageing_ms=600_000
-)
+"""For the cost of the queue: nothing but the end of a running call gives a slot here."""
+FULL = Case("full", (FULL_POOL,))
+FOR_EVER_MS = 600_000
+PATIENT = QueueTerms(10_000, longest_wait_ms=10**9, ticket_ttl_ms=FOR_EVER_MS, ageing_ms=FOR_EVER_MS)
 
 GRANTED, WAITING, SETTLED = 1, 4, 1
 """First items of the replies of admit and settle."""
 
-Say = Callable[[str], None]
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    cases: tuple[Case, ...]
+    """`phases`: the fleets of one phase live side by side in one empty server, so that its cases can take
+    turns."""
+
+    phases: tuple[tuple[Case, ...], ...]
     bursts: int = 30
-    calls_per_burst: int = 100
+    calls_per_burst: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """us per call: in scripts, and of the main thread's CPU time."""
+
+    script_us: float
+    cpu_us: float
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """us per call: of the median burst and of the fastest one."""
+    """us per call, over several bursts."""
 
-    median: float
-    fastest: float
+    median_us: float
+    fastest_us: float
+    cpu_us: float
+    """Median too."""
 
     @classmethod
-    def of(cls, bursts_us: Iterable[float]) -> Cost:
-        measured = list(bursts_us)
-        return cls(round(statistics.median(measured), 1), round(min(measured), 1))
+    def of(cls, bursts: Sequence[Burst]) -> Cost:
+        script_us = [each.script_us for each in bursts]
+        cpu_us = statistics.median(each.cpu_us for each in bursts)
+        return cls(round(statistics.median(script_us), 1), round(min(script_us), 1), round(cpu_us, 1))
 
     def to_json(self) -> dict[str, float]:
-        return {"median": self.median, "fastest_burst": self.fastest}
+        return {"median": self.median_us, "fastest_burst": self.fastest_us, "cpu": self.cpu_us}
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCosts:
+    """`other` by a name for people."""
+
+    admit: Mapping[Case, Cost]
+    settle: Mapping[Case, Cost]
+    other: Mapping[str, Cost]
 
 
 def growth_exponent(us_of: Mapping[int, float]) -> float | None:
-    """The slope of cost over size, both as logarithms (least squares): 1 is linear, 0 does not grow. None with
-    fewer than two sizes."""
+    """The slope of cost over size, both as logarithms (least squares): 1 is linear, 0 does not grow. None
+    with fewer than two sizes."""
     if len(us_of) < 2:
         return None
-    fit = statistics.linear_regression([math.log(size) for size in us_of], [math.log(us) for us in us_of.values()])
-    return fit.slope
+    sizes, costs_us = [math.log(n) for n in us_of], [math.log(us) for us in us_of.values()]
+    return statistics.linear_regression(sizes, costs_us).slope
 
 
-async def measure_scripts(socket_path: Path, plan: Plan, say: Say) -> dict[str, Any]:
-    """The part of the report that is about server time."""
-    bench = ScriptBench(socket_path, plan)
-    try:
-        say("setting up replicas and running calls")
-        await bench.set_up()
-        say(f"timing {len(plan.cases)} cases, {plan.bursts} bursts of {plan.calls_per_burst} calls each")
-        for _ in range(plan.bursts):
-            for case in plan.cases:
-                await bench.admit_and_settle(case)
-            await bench.wait_and_grant()
-        await bench.other_operations()
-        return bench.report()
-    finally:
-        await bench.close()
+def report(costs: ScriptCosts) -> dict[str, Any]:
+    """The fields of the command's JSON that come from here. Headline figures are medians over bursts."""
+    headline = {n: headline_case(n) for n in HEADLINE_REPLICAS if headline_case(n) in costs.admit}
+    medians_us = {n: costs.admit[case].median_us for n, case in headline.items()}
+    exponent = growth_exponent(medians_us)
+    return {
+        "admit_us_server": {str(n): us for n, us in medians_us.items()},
+        "admit_us_server_fastest_burst": {
+            str(n): costs.admit[case].fastest_us for n, case in headline.items()
+        },
+        "settle_us_server": {str(n): costs.settle[case].median_us for n, case in headline.items()},
+        "admit_growth_exponent": None if exponent is None else round(exponent, 3),
+        "cases": [
+            {
+                "case": case.name,
+                "replicas": [pool.replicas for pool in case.pools],
+                "budgets": case.budgets,
+                "rates": case.rates,
+                "adapters": case.adapters,
+                "admit_us": admit.to_json(),
+                "settle_us": costs.settle[case].to_json(),
+            }
+            for case, admit in costs.admit.items()
+        ],
+        "other_us": {name: cost.to_json() for name, cost in costs.other.items()},
+    }
+
+
+async def measure_scripts(socket_path: Path, plan: Plan) -> ScriptCosts:
+    """On a server that holds nothing else. Empties it."""
+    admit: dict[Case, list[Burst]] = defaultdict(list)
+    settle: dict[Case, list[Burst]] = defaultdict(list)
+    other: dict[str, list[Burst]] = defaultdict(list)
+    for cases in plan.phases:
+        bench = ScriptBench(
+            socket_path, plan.calls_per_burst, {pool for case in cases for pool in case.pools}
+        )
+        try:
+            await bench.set_up()
+            for _ in range(plan.bursts):
+                for case in cases:
+                    admitted, settled = await bench.admit_and_settle(case)
+                    admit[case].append(admitted)
+                    settle[case].append(settled)
+                for name, burst in (await bench.other_operations()).items():
+                    other[name].append(burst)
+        finally:
+            await bench.close()
+    return ScriptCosts(*({name: Cost.of(each) for name, each in of.items()} for of in (admit, settle, other)))
 
 
 class ScriptBench:
-    """All fleets live side by side in one server, so that the cases can take turns."""
+    """One phase. Keeps the replicas alive and the queue as long as it is."""
 
-    def __init__(self, socket_path: Path, plan: Plan) -> None:
+    def __init__(self, socket_path: Path, calls_per_burst: int, pools: Iterable[PoolOfReplicas]) -> None:
         self._client = connect(str(socket_path), connect_timeout_s=30, operation_timeout_s=60)
-        self._plan = plan
+        self._calls_per_burst = calls_per_burst
+        self._pools = sorted(pools, key=lambda pool: pool.name)
         self._recorder = CommandRecorder()
         self._draw = random.Random(1)  # noqa: S311 (sizes of calls, not a secret)
         self._requests = 0
-        pools = {pool.name: pool for case in plan.cases for pool in case.pools}
-        self._pools: dict[str, PoolOfReplicas] = pools | {FULL_POOL.name: FULL_POOL}
-        self._beats: dict[str, list[Command]] = {}
-        self._beaten_s: dict[str, float] = {}
-        self._full = Case("full", (FULL_POOL,))
+        self._beats: dict[PoolOfReplicas, list[Command]] = {}
+        self._beaten_s: dict[PoolOfReplicas, float] = {}
         self._running: deque[str] = deque()
         self._queued: deque[str] = deque()
-        self._us: dict[str, list[float]] = defaultdict(list)
-        """By what was measured: us per call of each burst."""
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def set_up(self) -> None:
+        await self._client.flushall()
         await self._teach_scripts()
-        for pool in self._pools.values():
-            self._beats[pool.name] = [await self._heartbeat(state) for state in pool.states()]
-        for pool in self._pools.values():
-            if pool is FULL_POOL:
-                continue
-            case = Case("running", (pool,))
+        for pool in (*self._pools, FULL_POOL):
+            self._beats[pool] = [await self._heartbeat(state) for state in pool.states()]
+        for pool in self._pools:
             for ids in _chunks(self._ids(pool.replicas * RUNNING_PER_REPLICA), SETUP_BURST):
                 await self._beat(pool)
-                await self._burst([await self._admit(case, each) for each in ids], GRANTED)
+                await self._burst(
+                    [await self._admit(Case("running", (pool,)), each) for each in ids], GRANTED
+                )
         await self._beat(FULL_POOL)
-        slots = FULL_POOL.replicas * FULL_POOL.slots
-        self._running.extend(self._ids(slots))
-        await self._burst([await self._admit(self._full, each) for each in self._running], GRANTED)
+        self._running.extend(self._ids(FULL_POOL.replicas * FULL_POOL.slots))
+        await self._burst([await self._admit(FULL, each) for each in self._running], GRANTED)
         self._queued.extend(self._ids(QUEUE_DEPTH))
-        await self._burst([await self._admit(self._full, each) for each in self._queued], WAITING)
+        await self._burst([await self._admit(FULL, each) for each in self._queued], WAITING)
 
-    async def admit_and_settle(self, case: Case) -> None:
-        """One burst of each."""
-        ids = self._ids(self._plan.calls_per_burst)
+    async def admit_and_settle(self, case: Case) -> tuple[Burst, Burst]:
         for pool in case.pools:
             await self._beat(pool)
-        admits = [await self._admit(case, each) for each in ids]
-        self._us[f"admit {case.name}"].append(await self._burst(admits, GRANTED))
-        settles = [await self._settle(case, each) for each in ids]
-        self._us[f"settle {case.name}"].append(await self._burst(settles, SETTLED))
+        ids = self._ids(self._calls_per_burst)
+        admitted = await self._burst([await self._admit(case, each) for each in ids], GRANTED)
+        settled = await self._burst([await self._settle(case, each) for each in ids], SETTLED)
+        return admitted, settled
 
-    async def wait_and_grant(self) -> None:
-        """Behind `QUEUE_DEPTH` waiting calls: as many that join the queue as end, and make room."""
-        count = min(self._plan.calls_per_burst, len(self._running))
-        joining, ending = self._ids(count), [self._running.popleft() for _ in range(count)]
+    async def other_operations(self) -> dict[str, Burst]:
+        """Each once, by name."""
         await self._beat(FULL_POOL)
-        waits = [await self._admit(self._full, each) for each in joining]
-        self._us["admit that waits"].append(await self._burst(waits, WAITING))
+        measured = {}
+        # As many join the queue as end and make room: with one tenant and one class in the order of their coming.
+        count = min(self._calls_per_burst, len(self._running))
+        joining, ending = self._ids(count), [self._running.popleft() for _ in range(count)]
+        waits = [await self._admit(FULL, each) for each in joining]
+        measured[f"admit that waits behind {QUEUE_DEPTH}"] = await self._burst(waits, WAITING)
+        ends = [await self._settle(FULL, each) for each in ending]
+        measured["settle that grants the slot to a waiter"] = await self._burst(ends, SETTLED)
         self._queued.extend(joining)
-        ends = [await self._settle(self._full, each) for each in ending]
-        self._us["settle that grants"].append(await self._burst(ends, SETTLED))
-        # One tenant and one class: granted in the order of their coming.
         self._running.extend(self._queued.popleft() for _ in range(count))
 
-    async def other_operations(self) -> None:
         waiting = [Waiting(each, 0, _candidate(FULL_POOL), 0, 0) for each in self._queued]
+        poll = await self._recorder.record(lambda it: it.poll(waiting, FOR_EVER_MS), [[0]] * len(waiting))
+        measured[f"poll of {len(waiting)} waiters"] = await self._burst([poll])
         leases = [HeldLease(Grant(each, 0, _candidate(FULL_POOL), "", "", 0, 0)) for each in self._running]
-        poll = await self._recorder.record(lambda it: it.poll(waiting, 600_000), [[0]] * len(waiting))
         renew = await self._recorder.record(lambda it: it.renew("bench", leases, LEASE_TTL_MS), ["", 0])
-        for _ in range(self._plan.bursts):
-            self._us["poll, per waiter"].append(await self._burst([poll]) / len(waiting))
-            self._us["renew, per lease"].append(await self._burst([renew]) / len(leases))
-            for pool in self._pools.values():
-                await self._beat(pool)
-                sweep = await self._recorder.record(lambda it, name=pool.name: it.reap([name]), [[], []])
-                self._us[f"sweep {pool.name}"].append(await self._burst([sweep]))
-
-    def report(self) -> dict[str, Any]:
-        costs = {name: Cost.of(bursts_us) for name, bursts_us in self._us.items()}
-        sizes = [n for n in HEADLINE_REPLICAS if f"admit {headline_case(n).name}" in costs]
-        admit = {n: costs[f"admit {n}"] for n in sizes}
-        exponent = growth_exponent({n: cost.median for n, cost in admit.items()})
-        return {
-            "admit_us_server": {str(n): cost.median for n, cost in admit.items()},
-            "admit_us_server_fastest_burst": {str(n): cost.fastest for n, cost in admit.items()},
-            "settle_us_server": {str(n): costs[f"settle {n}"].median for n in sizes},
-            "admit_growth": {
-                "exponent": None if exponent is None else round(exponent, 3),
-                "largest_over_smallest": round(admit[sizes[-1]].median / admit[sizes[0]].median, 2),
-            }
-            if sizes
-            else None,
-            "cases": [
-                {
-                    "case": case.name,
-                    "replicas": [pool.replicas for pool in case.pools],
-                    "budgets": case.budgets,
-                    "rates": case.rates,
-                    "adapters": case.adapters,
-                    "admit_us": costs[f"admit {case.name}"].to_json(),
-                    "settle_us": costs[f"settle {case.name}"].to_json(),
-                }
-                for case in self._plan.cases
-            ],
-            "other_us": {
-                name: cost.to_json()
-                for name, cost in costs.items()
-                if name not in {f"{which} {case.name}" for case in self._plan.cases for which in ("admit", "settle")}
-            },
-            "bursts": self._plan.bursts,
-            "calls_per_burst": self._plan.calls_per_burst,
-        }
+        measured[f"renew of {len(leases)} leases"] = await self._burst([renew])
+        for pool in self._pools:
+            holding = " with 100 adapters each" if pool.adapters else ""
+            measured[f"heartbeat, one of {pool.replicas}{holding}"] = await self._beat(pool, at_once=True)
+            sweep = await self._recorder.record(lambda it: it.reap([pool.name]), [[], []])  # noqa: B023 (awaited)
+            measured[f"sweep of {pool.replicas} replicas{holding}"] = await self._burst([sweep])
+        return measured
 
     # Parts.
 
     async def _teach_scripts(self) -> None:
         """The server gets a script's text with its first call; a burst cannot carry it."""
         scheduler = RedisScheduler(self._client, SystemClock())
-        pool = PoolOfReplicas("first", 1)
-        (state,) = pool.states()
-        case = Case("first", (pool,))
+        case = Case("first", (PoolOfReplicas("first", 1),))
+        (state,) = case.pools[0].states()
         await scheduler.rebuild((), grace_ms=0)
         await scheduler.heartbeat(state)
-        grant = await scheduler.admit(case.admission("first", self._draw))
-        if not isinstance(grant, Grant):
-            raise RuntimeError(f"the first call of the bench was not granted: {grant}")
+        await scheduler.admit(case.admission("first", self._draw))
         await scheduler.settle(case.settlement("first"))
-        await scheduler.poll((Waiting("first", 0, grant.candidate, 0, 0),), 1)
+        await scheduler.poll((Waiting("first", 0, _candidate(case.pools[0]), 0, 0),), 1)
         await scheduler.renew("bench", (), LEASE_TTL_MS)
-        await scheduler.reap((pool.name,))
+        await scheduler.reap((state.pool,))
         await scheduler.deregister(state)
 
     async def _heartbeat(self, state: ReplicaState) -> Command:
         return await self._recorder.record(lambda it: it.heartbeat(state), "OK")
 
     async def _admit(self, case: Case, request_id: str) -> Command:
-        queue = PATIENT if case is self._full else None
-        request: AdmitRequest = case.admission(request_id, self._draw, queue=queue)
+        request = case.admission(request_id, self._draw, queue=PATIENT if case is FULL else None)
         return await self._recorder.record(lambda it: it.admit(request), [0, "capacity", 0, ""])
 
     async def _settle(self, case: Case, request_id: str) -> Command:
         return await self._recorder.record(lambda it: it.settle(case.settlement(request_id)), [3])
 
-    async def _beat(self, pool: PoolOfReplicas) -> None:
-        """Keep its replicas alive."""
-        if time.monotonic() - self._beaten_s.get(pool.name, -math.inf) > BEAT_EVERY_S:
-            beats_us = [await self._burst(chunk) for chunk in _chunks(self._beats[pool.name], SETUP_BURST)]
-            kind = "heartbeat with 100 adapters" if pool.adapters else "heartbeat"
-            self._us[kind].append(statistics.mean(beats_us))
-            self._beaten_s[pool.name] = time.monotonic()
+    async def _beat(self, pool: PoolOfReplicas, *, at_once: bool = False) -> Burst:
+        """Keep its replicas alive: one heartbeat of each, if it is time. us per heartbeat."""
+        if not at_once and time.monotonic() - self._beaten_s.get(pool, -math.inf) < BEAT_EVERY_S:
+            return Burst(0, 0)
+        self._beaten_s[pool] = time.monotonic()
+        return await self._burst(self._beats[pool])
 
-    async def _burst(self, commands: Sequence[Command], wanted: int | None = None) -> float:
-        """Server time, us per command. Every reply must begin with `wanted`."""
-        before_us = await self._evalsha_us()
+    async def _burst(self, commands: Sequence[Command], wanted: int | None = None) -> Burst:
+        """Every reply must begin with `wanted`."""
+        before = await self._server_us()
         async with self._client.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
             replies = await pipeline.execute()
-        after_us = await self._evalsha_us()
+        after = await self._server_us()
         for reply in replies:
             if wanted is not None and reply[0] != wanted:
                 raise RuntimeError(f"a call of the bench was answered with {reply}")
-        return (after_us - before_us) / len(commands)
+        count = len(commands)
+        return Burst((after.script_us - before.script_us) / count, (after.cpu_us - before.cpu_us) / count)
 
-    async def _evalsha_us(self) -> int:
-        stats: dict[str, dict[str, int]] = await self._client.info("commandstats")
-        return stats["cmdstat_evalsha"]["usec"] if "cmdstat_evalsha" in stats else 0
+    async def _server_us(self) -> Burst:
+        """Both sums since the server's start."""
+        info: dict[str, Any] = await self._client.info("commandstats", "cpu")
+        cpu_s = info["used_cpu_sys_main_thread"] + info["used_cpu_user_main_thread"]
+        return Burst(info["cmdstat_evalsha"]["usec"] if "cmdstat_evalsha" in info else 0, cpu_s * 1e6)
 
     def _ids(self, count: int) -> list[str]:
         self._requests += count
@@ -274,5 +287,5 @@ def _candidate(pool: PoolOfReplicas) -> Candidate:
     return Candidate("bench", pool.name, "base", None, PRICE, 512, 0)
 
 
-def _chunks(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[first : first + size] for first in range(0, len(items), size))

@@ -4,6 +4,8 @@ decision while the scheduler is away.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.errors import (
     AtCapacity,
     BudgetExceeded,
@@ -46,10 +48,7 @@ class Admission:
         except StoreUnavailable:
             answer = Refusal(RefusalReason.UNCHECKED, 1_000)
         if isinstance(answer, Waiting):
-            grant = await self._room.wait(answer, request.deadline_ms / 1000)
-            if grant is None:
-                raise DeadlineExceeded("The call waited for a slot until its deadline and was not started.")
-            return grant
+            answer = await self._wait(request, answer)
         if isinstance(answer, Refusal):
             raise error_of(answer, request)
         return answer
@@ -60,6 +59,18 @@ class Admission:
 
     def ended(self, request_id: str) -> None:
         self._local.ended(request_id)
+
+    async def _wait(self, request: AdmitRequest, place: Waiting) -> Grant | Refusal:
+        try:
+            grant = await self._room.wait(place, request.deadline_ms / 1000)
+        except SchedulerUnavailable:
+            # Nobody will tell of a slot now, but the money of this call is held, as that of a later step is.
+            paid = replace(request, step=request.step + 1)
+            alone = self._local.admit(paid, self.snapshot, hard=False)
+            return replace(alone, step=request.step) if isinstance(alone, Grant) else alone
+        if grant is None:
+            raise DeadlineExceeded("The call waited for a slot until its deadline and was not started.")
+        return grant
 
     def store_is_back(self) -> None:
         self._local.store_is_back()

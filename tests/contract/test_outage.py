@@ -420,6 +420,41 @@ async def test_settles_of_an_outage_are_replayed_once(
 
 
 @fault(
+    "Redis hangs while calls wait in its queue",
+    "their money is held, so they run as soon as this gateway has a slot, and are paid once",
+)
+async def test_waiters_go_on_without_the_queue(
+    valkey: OwnValkey, tmp_path: Path, recovered: Recovered
+) -> None:
+    async with gateway_on(valkey, tmp_path) as gateway:
+        await gateway.engines["s1"].die()
+        await gateway.scheduler.deregister(gateway.engines["s1"].state)
+        await gateway.add_engine("specialist", "s2", cap=1, profile=SLOW)
+        key, key_id = gateway.new_key(total(DOLLAR))
+        first = asyncio.create_task(gateway.ask(SMALL | {"max_tokens": 100}, key=key))
+        async with asyncio.timeout(3):
+            while not (await gateway.scheduler.pool_load("specialist")).leases:
+                await asyncio.sleep(0.01)
+        second = asyncio.create_task(gateway.ask(SMALL, key=key))
+        async with asyncio.timeout(3):
+            while not sum((await gateway.scheduler.pool_load("specialist")).waiting):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(1.2)  # the snapshot knows s2
+        valkey.hang()
+
+        answers = await asyncio.gather(first, second)
+        assert [status for status, _ in answers] == [200, 200]
+        valkey.go_on()
+        recovered(await everything_is_back(gateway))
+        paid = sum(
+            -(-(a["usage"]["prompt_tokens"] * 100_000 + a["usage"]["completion_tokens"] * 1_000_000) // 10**6)
+            for _, a in answers
+        )
+        assert await spent_as_in_the_ledger(gateway, key_id) == paid
+        await gateway.until_no_lease()
+
+
+@fault(
     "Redis is gone under load",
     "one log line when it goes, one when it comes",
 )
