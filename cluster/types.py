@@ -220,7 +220,8 @@ class AdmitRequest:
     """What `Scheduler.admit` needs. `step` counts the attempts of one request from 0: a retry or an
     escalation is the same request with the next step, under the money and the rates of step 0. `tokens` is
     the estimate of prompt plus output. `placements`: one per candidate, or none. `queue` None: refuse rather
-    than wait. `note` comes back from `reap`. `checked`: refuse while budgets are being rebuilt."""
+    than wait. `note` comes back from `reap`. `checked`: refuse while budgets are being rebuilt; with
+    `epoch_id` also in another epoch than the one in which the caller has seen to its budgets."""
 
     request_id: str
     step: int
@@ -239,6 +240,7 @@ class AdmitRequest:
     budgets: tuple[BudgetLine, ...] = ()
     hold_micro_usd: int = 0
     checked: bool = False
+    epoch_id: str = ""
     queue: QueueTerms | None = None
     note: str = ""
 
@@ -333,20 +335,24 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """`kept` has one entry per lease. `epoch` is "" after data loss. `gateways` counts the living ones."""
+    """`kept` has one entry per lease. `epoch` is "" after data loss. `gateways` counts the living ones. `server`
+    names the process that answered: another one may lack the last seconds of the one before."""
 
     kept: tuple[bool, ...]
     epoch: str
     gateways: int
+    server: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A request that `reap` ended, because its gateway no longer did; `note` is that of its admission."""
+    """A request that `reap` ended, because its gateway no longer did; `note` is that of its admission,
+    `budgets` are those that were charged."""
 
     request_id: str
     charge_micro_usd: int
     note: str
+    budgets: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

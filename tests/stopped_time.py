@@ -39,7 +39,7 @@ function redis.call(command, ...)
     for _, key in ipairs(arguments) do
       check(key)
     end
-  elseif command ~= 'PUBLISH' then
+  elseif command ~= 'PUBLISH' and command ~= 'INFO' then
     check(arguments[1])
   end
   for i, argument in ipairs(arguments) do

@@ -160,7 +160,7 @@ class MemoryScheduler:
         refusal = self._money.rate_refusal(request.rates, now_ms) or self._money.budget_refusal(
             request.budgets, request.hold_micro_usd, now_ms
         )
-        if refusal is None and request.checked and not self._epoch.startswith("open|"):
+        if refusal is None and request.checked and not self._is_checked(request.epoch_id):
             return Refusal(RefusalReason.REBUILDING, REBUILDING_RETRY_MS)
         return refusal
 
@@ -384,6 +384,10 @@ class MemoryScheduler:
 
     # Life and end of a call.
 
+    def _is_checked(self, epoch_id: str) -> bool:
+        state, _, current_id = self._epoch.partition("|")
+        return state == "open" and epoch_id in ("", current_id)
+
     async def renew(self, gateway: str, leases: Sequence[HeldLease], lease_ttl_ms: int) -> Renewal:
         now_ms = self._clock.now_ms()
         self._gateways[gateway] = now_ms + GATEWAY_TTL_MS
@@ -466,7 +470,7 @@ class MemoryScheduler:
         self._money.change(known.budgets, charge, -known.hold, now_ms)
         self._today().update({"spent": charge, "lost": 1})
         self._remember(request_id, replace(known, over=_EXPIRED, cost=charge), now_ms)
-        return Lost(request_id, charge, known.note)
+        return Lost(request_id, charge, known.note, known.budgets)
 
     async def rebuild(self, spent: Sequence[tuple[BudgetLine, int]], grace_ms: int = REBUILD_GRACE_MS) -> str:
         now_ms = self._clock.now_ms()

@@ -151,7 +151,7 @@ class RedisScheduler:
             queue.longest_wait_ms if queue else 0,
             queue.ticket_ttl_ms if queue else 0,
             queue.ageing_ms if queue else 1,
-            int(request.checked),
+            request.epoch_id if request.checked and request.epoch_id else int(request.checked),
             len(request.rates),
             len(request.budgets),
             len(request.candidates),
@@ -189,8 +189,8 @@ class RedisScheduler:
                 grant.fence,
                 int(lease.dispatched),
             )
-        epoch, gateways, *kept = await self._run(scripts.RENEW, script_keys, arguments)
-        return Renewal(tuple(each == 1 for each in kept), epoch, gateways)
+        epoch, gateways, server, *kept = await self._run(scripts.RENEW, script_keys, arguments)
+        return Renewal(tuple(each == 1 for each in kept), epoch, gateways, server)
 
     async def settle(self, request: SettleRequest) -> Settlement | None:
         pools = _distinct(request.pools)
@@ -230,8 +230,8 @@ class RedisScheduler:
         return script_keys, arguments
 
     async def listen_for_grants(self, gateway: str, tell: Callable[[GrantNotice], None]) -> None:
-        """Tell of every grant to a waiter of this gateway. Runs for ever, also over lost connections; messages
-        may be lost, so `poll` has the last word."""
+        """Tell of every grant to a waiter of this gateway. Runs for ever, also over lost connections;
+        messages may be lost, so `poll` has the last word."""
         while True:
             try:
                 async with self._client.pubsub() as subscription:
@@ -285,7 +285,9 @@ class RedisScheduler:
                 ],
             )
             if reply[0] == 1:
-                lost.append(Lost(request_id, reply[1], note))
+                lost.append(
+                    Lost(request_id, reply[1], note, tuple((owner, window) for owner, window in budgets))
+                )
         return tuple(lost)
 
     async def rebuild(self, spent: Sequence[tuple[BudgetLine, int]], grace_ms: int = REBUILD_GRACE_MS) -> str:

@@ -25,6 +25,9 @@ from cluster.types import AdmitRequest, Grant, Refusal, RefusalReason, Waiting
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.waiting_room import WaitingRoom
 
+NO_EPOCH = "0" * 13
+"""The id of no epoch: this gateway has not seen one yet."""
+
 
 class Admission:
     """One per gateway. `snapshot` is kept fresh by the lease keeper."""
@@ -86,6 +89,9 @@ class Admission:
     async def _ask(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
         if request.budgets and request.step == 0:
             await self._rebuild.ensure(request.budgets)
+        if request.checked:
+            # No other epoch will do: there these budgets have not been raised to the ledger yet.
+            request = replace(request, epoch_id=self._rebuild.epoch_id or NO_EPOCH)
         return await self._scheduler.admit(request)
 
 

@@ -8,12 +8,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cluster.errors import SchedulerUnavailable, StoreUnavailable
-from cluster.ledger import LedgerEntry
+from cluster.ledger import Ledger, LedgerEntry
 from cluster.scheduler.guarded_scheduler import GuardedScheduler
 from cluster.scheduler.local_admission import LOCAL_FENCE
 from cluster.scheduler.redis_scheduler import GrantNotice
@@ -56,6 +56,7 @@ class LeaseKeeper:
         room: WaitingRoom,
         rebuild: BudgetRebuild,
         settling: Settling,
+        ledger: Ledger,
         pools: tuple[str, ...],
         charge_lost: bool,
         listen_for_grants: Callable[[str, Callable[[GrantNotice], None]], Awaitable[None]],
@@ -66,11 +67,13 @@ class LeaseKeeper:
         self._room = room
         self._rebuild = rebuild
         self._settling = settling
+        self._ledger = ledger
         self._pools = pools
         self._charge_lost = charge_lost
         self._listen_for_grants = listen_for_grants
         self._running: dict[str, _Running] = {}
         self._ticks = 0
+        self._server = ""
         self._tasks = tuple(
             asyncio.create_task(loop) for loop in (self._tick_loop(), self._poll_loop(), self._listen())
         )
@@ -128,9 +131,11 @@ class LeaseKeeper:
         else:
             for each, kept in zip(running, renewal.kept, strict=True):
                 self._lease_was_lost(each, kept=kept)
-        if was_away:
+        if was_away or renewal.server != self._server:
+            # It may have come back, or another have taken over, without its last seconds.
             self._rebuild.doubt_all()
             self._admission.store_is_back()
+        self._server = renewal.server
         if not self._rebuild.is_open:
             await self._rebuild.advance()
         await self._register_own_decisions()
@@ -142,8 +147,7 @@ class LeaseKeeper:
         if left_behind:
             charged = sum(lost.charge_micro_usd for lost in left_behind)
             logger.warning("%d calls were left behind; charged %d micro-USD", len(left_behind), charged)
-        for lost in left_behind:
-            self._book(lost)
+        await self._book([lost for lost in left_behind if lost.charge_micro_usd])
 
     def _lease_was_lost(self, running: _Running, *, kept: bool) -> None:
         # A retry may hold a newer grant of the same request by now.
@@ -185,9 +189,20 @@ class LeaseKeeper:
         elif running.grant is grant:
             running.grant = registered or replace(grant, fence=KNOWN_ELSEWHERE)
 
-    def _book(self, lost: Lost) -> None:
-        if lost.charge_micro_usd:
-            self._settling.lost(entry_of_lost(lost))
+    async def _book(self, charged: Sequence[Lost]) -> None:
+        """Into the ledger. A call that is in there already had ended, and the store lost that: its charge
+        is taken back, and what it cost comes with the ledger's sum."""
+        if not charged:
+            return
+        ended = await asyncio.to_thread(self._ledger.find, [lost.request_id for lost in charged])
+        for lost in charged:
+            if lost.request_id not in ended:
+                self._settling.lost(entry_of_lost(lost))
+                continue
+            await self._scheduler.settle(
+                SettleRequest(lost.request_id, self._pools, ended[lost.request_id].tier, budgets=lost.budgets)
+            )
+            self._rebuild.doubt(lost.budgets)
 
     # Waiters.
 

@@ -92,6 +92,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
             room=room,
             rebuild=rebuild,
             settling=settling,
+            ledger=ledger,
             pools=pools,
             charge_lost=config.scheduler.charge_lost_calls,
             listen_for_grants=redis.listen_for_grants,

@@ -72,16 +72,17 @@ async def test_the_hold_bounds_what_the_engine_counts(gateway: GatewayUnderTest)
 
 async def test_parallel_calls_cannot_overspend(gateway: GatewayUnderTest) -> None:
     """LiteLLM #34732, #40095: check, then increment."""
+    long_call = SMALL | {"max_tokens": 150}  # 1.5 s: nobody has ended when the last one asks
     await gateway.add_engine("specialist", "s1", cap=64, profile=SLOW)
     probe, probe_id = gateway.new_key(total(DOLLAR), tenant="probe")
-    call = asyncio.create_task(gateway.ask(SMALL, key=probe))
+    call = asyncio.create_task(gateway.ask(long_call, key=probe))
     async with asyncio.timeout(2):
         while not (hold := (await gateway.budget(key_owner(probe_id)))[1]):
             await asyncio.sleep(0.002)
     await call
     key, key_id = gateway.new_key(total(5 * hold))
 
-    answers = await asyncio.gather(*(gateway.ask(SMALL, key=key) for _ in range(60)))
+    answers = await asyncio.gather(*(gateway.ask(long_call, key=key) for _ in range(60)))
 
     assert sum(status == 200 for status, _ in answers) == 5
     assert {answer for status, answer in answers if status != 200} == {"insufficient_quota"}

@@ -316,17 +316,26 @@ async def test_a_refusal_writes_nothing_but_its_counter(busy_server, reason, req
     assert counted == spend | {f"refused:{refusal.reason}": "1"}
 
 
-async def test_a_grant_from_the_queue_is_told_to_its_gateway(redis_scheduler, valkey_url):
+@pytest.fixture
+async def told(redis_scheduler, valkey_url):
+    """The grants that gateway g1 hears of."""
+    heard: asyncio.Queue[GrantNotice] = asyncio.Queue()
+    listener = asyncio.create_task(redis_scheduler.scheduler.listen_for_grants("g1", heard.put_nowait))
     client = patient_client(valkey_url)
-    scheduler = redis_scheduler.scheduler
-    await scheduler.heartbeat(ready_replica("a|1", max_concurrency=1))
-    blocker = admit_request("blocker")
-    await grant_of(scheduler, blocker)
-    told: asyncio.Queue[GrantNotice] = asyncio.Queue()
-    listener = asyncio.create_task(scheduler.listen_for_grants("g1", told.put_nowait))
     while await client.publish(keys.grants_channel("g1"), "r|0|0|1|1||x") < 2:  # the fixture listens as well
         await asyncio.sleep(0.01)
-    await told.get()
+    await heard.get()
+    yield heard
+    listener.cancel()
+    await asyncio.gather(listener, return_exceptions=True)
+    await client.aclose()
+
+
+async def test_a_grant_from_the_queue_is_told_to_its_gateway(redis_scheduler, told):
+    scheduler = redis_scheduler.scheduler
+    await scheduler.heartbeat(ready_replica("a|1", address="http://a", max_concurrency=1))
+    blocker = admit_request("blocker")
+    await grant_of(scheduler, blocker)
     mine = await waiting_of(scheduler, rich_request("mine", queue=PATIENT, step=3))
     await waiting_of(scheduler, rich_request("other", queue=PATIENT, gateway="g2"))
 
@@ -338,8 +347,6 @@ async def test_a_grant_from_the_queue_is_told_to_its_gateway(redis_scheduler, va
     assert notice.grant_of(mine.candidate) == grant
     assert (notice.request_id, notice.step, notice.replica_id) == ("mine", 3, "a|1")
     assert told.empty()
-    listener.cancel()
-    await client.aclose()
 
 
 async def test_after_data_loss_the_next_heartbeat_brings_the_replica_back(redis_scheduler):
@@ -356,7 +363,7 @@ async def test_after_data_loss_the_next_heartbeat_brings_the_replica_back(redis_
     assert await keep(scheduler, lost) == [False]
     assert await scheduler.settle(settle_request("r0")) is None
     assert (await scheduler.pool_load("small")).replicas[0].load_requests == 1
-    assert await scheduler.spend_today() == Spend()
+    assert await scheduler.spend_today() == Spend(refused=(("no_replica", 1),))
 
 
 async def test_leases_and_replicas_die_by_the_clock_of_the_server(redis_scheduler):

@@ -599,9 +599,13 @@ class TestRebuild:
         await sut.advance_ms(500)
         await sut.scheduler.rebuild([], grace_ms=500)
 
+        other = replace(checked, request_id="r2", epoch_id="17")
+        assert await refusal_of(sut.scheduler, other) == refused
+        epoch_id = (await sut.scheduler.rebuild(())).partition("|")[2]
+        await grant_of(sut.scheduler, replace(other, epoch_id=epoch_id))
         await grant_of(sut.scheduler, checked)
 
-        assert await budget_of(sut.scheduler) == (5, 20)
+        assert await budget_of(sut.scheduler) == (5, 30)
 
     async def test_a_call_that_runs_goes_on_while_budgets_are_rebuilt(self, sut):
         await sut.scheduler.rebuild([], grace_ms=0)

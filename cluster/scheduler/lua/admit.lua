@@ -8,7 +8,8 @@
 --       6 a replica is dead after (ms), 7 replicas to look at per candidate, 8 spill (1 or 0),
 --       9 class (0 most urgent), 10 tenant, 11 weight, 12 channel of its gateway, 13 hold (micro-USD), 14 note,
 --       15 deadline (ms from now), 16 longest queue (requests; -1: may not wait), 17 longest predicted wait (ms),
---       18 ticket ttl (ms), 19 ageing (ms per class), 20 checked (1: a budget must be known to be exact),
+--       18 ticket ttl (ms), 19 ageing (ms per class), 20 checked (0; 1: budgets must be exact; or the id of
+--       the epoch in which they are known to be),
 --       21 rate buckets R, 22 budgets B, 23 candidates C, 24 pools P, then
 --       per bucket: name, increment (us), burst (us); per budget: name, limit (micro-USD), ttl (ms);
 --       per candidate: pool (1 = the first), tier, base, per token, cold (nano-USD), its adp (1 = the first,
@@ -114,7 +115,8 @@ if not known then
     end
   end
   -- Data loss: what was spent is not known here until it has been rebuilt from the ledger.
-  if ARGV[20] == '1' and not string.match(found[3] or '', '^open|') then
+  local epoch_id = string.match(found[3] or '', '^open|(%d+)$')
+  if ARGV[20] ~= '0' and (not epoch_id or (ARGV[20] ~= '1' and ARGV[20] ~= epoch_id)) then
     return refuse('rebuilding', 1000)
   end
 end
