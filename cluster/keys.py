@@ -90,7 +90,7 @@ def replica(replica_id: str) -> str:
 
 def reservation(request_id: str) -> str:
     """string, kept 24 h: `open|step|pool|hold|note` or `waiting|…`, once over `settled|step|cost|saved`,
-    `expired|step|charge|0` or `cancelled|step|0|0` (micro-USD). A waiter that was granted a slot stays
+    `expired|step|charge|hold` or `cancelled|step|0|0` (micro-USD). A waiter that was granted a slot stays
     `waiting`: the lease decides about slots, this about money."""
     return f"{TAG}:resv:{request_id}"
 

@@ -335,8 +335,8 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """`kept` has one entry per lease. `epoch` is "" after data loss. `gateways` counts the living ones. `server`
-    names the process that answered: another one may lack the last seconds of the one before."""
+    """`kept` has one entry per lease. `epoch` is "" after data loss. `gateways` counts the living ones.
+    `server` names the process that answered: another one may lack the last seconds of the one before."""
 
     kept: tuple[bool, ...]
     epoch: str

@@ -114,7 +114,7 @@ class MemoryScheduler:
 
     def lose_everything(self) -> None:
         """As FLUSHALL does."""
-        self._fence: int | None = None
+        self._fence = 0
         self._epoch = ""
         self._gateways: dict[str, int] = {}
         self._pools: defaultdict[str, _Pool] = defaultdict(_Pool)
@@ -271,7 +271,7 @@ class MemoryScheduler:
             since_ms=now_ms,
             deadline_ms=now_ms + request.deadline_ms,
             ticket_ttl_ms=terms.ticket_ttl_ms,
-            ageing_ms=terms.ageing_ms,
+            ageing_ms=max(1, terms.ageing_ms),
             lease_ttl_ms=request.lease_ttl_ms,
             excluded=excluded,
             holders=holders,
@@ -514,7 +514,7 @@ class MemoryScheduler:
 
     async def heartbeat(self, state: ReplicaState) -> None:
         now_ms = self._clock.now_ms()
-        self._pools[state.pool].books.report(state, self._fence or 0, now_ms)
+        self._pools[state.pool].books.report(state, self._fence, now_ms)
         if state.phase is ReplicaPhase.READY:
             self._pass_on(state.pool, state.replica_id, now_ms)
 
@@ -565,9 +565,8 @@ class MemoryScheduler:
         """Nothing to close."""
 
     def _next_fence(self, now_ms: int) -> int:
-        """After data loss the count goes on above every earlier one."""
-        last = (now_ms - FENCE_EPOCH_MS) * FENCES_PER_MS if self._fence is None else self._fence
-        self._fence = last + 1
+        """It rises with the clock: so it stays above every earlier one also after data loss."""
+        self._fence = max(self._fence, (now_ms - FENCE_EPOCH_MS) * FENCES_PER_MS) + 1
         return self._fence
 
     def _remember(self, request_id: str, reservation: _Reservation, now_ms: int) -> None:

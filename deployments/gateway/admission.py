@@ -25,10 +25,6 @@ from cluster.types import AdmitRequest, Grant, Refusal, RefusalReason, Waiting
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.waiting_room import WaitingRoom
 
-NO_EPOCH = "0" * 13
-"""The id of no epoch: this gateway has not seen one yet."""
-
-
 class Admission:
     """One per gateway. `snapshot` is kept fresh by the lease keeper."""
 
@@ -91,7 +87,7 @@ class Admission:
             await self._rebuild.ensure(request.budgets)
         if request.checked:
             # No other epoch will do: there these budgets have not been raised to the ledger yet.
-            request = replace(request, epoch_id=self._rebuild.epoch_id or NO_EPOCH)
+            request = replace(request, epoch_id=self._rebuild.epoch_id)
         return await self._scheduler.admit(request)
 
 

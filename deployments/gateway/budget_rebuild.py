@@ -70,8 +70,10 @@ class BudgetRebuild:
     async def ensure(self, lines: Sequence[BudgetLine]) -> None:
         """Raises SchedulerUnavailable, or StoreUnavailable: a budget that is not known must not be drawn
         on."""
-        if self.epoch and any((line.owner, line.window) not in self._raised for line in lines):
+        if any((line.owner, line.window) not in self._raised for line in lines):
             async with self._raising:
+                if not self.epoch:
+                    await self.advance()
                 await self._raise([line for line in lines if (line.owner, line.window) not in self._raised])
 
     async def raise_doubtful(self) -> None:

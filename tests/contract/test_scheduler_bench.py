@@ -7,7 +7,6 @@ import pytest
 from deployments.bench.cost_cases import Case, PoolOfReplicas, headline_case
 from deployments.bench.overload_main import run_overload
 from deployments.bench.scheduler_cost import measure_cost
-from deployments.bench.throw_away_valkey import throw_away_valkey
 
 pytestmark = pytest.mark.contract
 
@@ -16,8 +15,7 @@ async def test_the_cost_bench_measures_every_operation():
     few_adapters = Case("adapters", (PoolOfReplicas("adapters", 3, adapters=True),))
     phases = ((headline_case(1), headline_case(10)), (few_adapters,))
 
-    with throw_away_valkey() as socket_path:
-        shown = await measure_cost(socket_path, phases=phases, bursts=2, seconds=0.3)
+    shown = await measure_cost(phases=phases, bursts=2, seconds=0.3)
 
     assert shown["admit_us_server"].keys() == {"1", "10"}
     assert [row["case"] for row in shown["cases"]] == ["1", "10", "adapters"]

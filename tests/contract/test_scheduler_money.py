@@ -1,5 +1,5 @@
-"""What every scheduler does about money: rates, budgets, the end of a call, the return from data loss. The same
-scenarios in memory and on a real Valkey.
+"""What every scheduler does about money: rates, budgets, the end of a call, the return from data loss. The
+same scenarios in memory and on a real Valkey.
 """
 
 from __future__ import annotations
@@ -606,6 +606,16 @@ class TestRebuild:
         await grant_of(sut.scheduler, checked)
 
         assert await budget_of(sut.scheduler) == (5, 30)
+
+    async def test_a_gateway_that_knows_another_epoch_is_refused(self, sut):
+        """It has seen to its budgets, but before the data was lost."""
+        epoch_id = (await sut.scheduler.rebuild([], grace_ms=0)).partition("|")[2]
+        checked = admit_request("r", budgets=(budget(1_000),), hold_micro_usd=10, checked=True)
+
+        refused = await reason_of(sut.scheduler, replace(checked, epoch_id=f"{epoch_id}0"))
+
+        assert refused == RefusalReason.REBUILDING
+        await grant_of(sut.scheduler, replace(checked, epoch_id=epoch_id))
 
     async def test_a_call_that_runs_goes_on_while_budgets_are_rebuilt(self, sut):
         await sut.scheduler.rebuild([], grace_ms=0)

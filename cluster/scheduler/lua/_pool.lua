@@ -21,9 +21,10 @@ local function pool_at(first, name)
     vt = KEYS[first + 7] }
 end
 
--- The next fence. After data loss the count goes on above every earlier one: 16 grants per ms are allowed for.
+-- The next fence. It rises with the clock, by 16 grants per ms: so it stays above every earlier one also after data
+-- loss, and after a failover that has lost the last grants.
 local function next_fence(known, now_ms)
-  return (tonumber(known) or (now_ms - 1700000000000) * 16) + 1
+  return math.max(tonumber(known) or 0, (now_ms - 1700000000000) * 16) + 1
 end
 
 local function write_fence(key, fence)

@@ -270,7 +270,7 @@ end
 local terms = place.candidate.terms
 join_queue(pool, id, { step = step, candidate = place.candidate.number - 1, class = class, tenant = ARGV[10],
   tokens = tokens, sent = sent, since = now_ms, deadline = now_ms + deadline_ms, ttl = tonumber(ARGV[18]),
-  ageing = tonumber(ARGV[19]), lease_ttl = lease_ttl_ms, channel = ARGV[12], excluded = leave_out,
+  ageing = math.max(1, tonumber(ARGV[19])), lease_ttl = lease_ttl_ms, channel = ARGV[12], excluded = leave_out,
   holders = holding, affine = terms.affine, per_token = terms.per_token, cold = terms.cold,
   credit = terms.credit, look_at = look_at }, place.finish, now_ms)
 write_open(KEYS[1], 'waiting', step, pool.name, hold, note, ARGV[5])
