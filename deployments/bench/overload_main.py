@@ -9,9 +9,8 @@ import argparse
 import asyncio
 import gc
 import json
-import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
@@ -20,14 +19,16 @@ from deployments.bench.arrivals import Fleet, offered_load, poisson_arrivals
 from deployments.bench.fifo_queue import fifo_queue
 from deployments.bench.overload import QueueUnderTest, replay
 from deployments.bench.overload_metrics import report
+from deployments.bench.own_process import run_module
 from deployments.bench.ray_capacity_queue import IMPATIENT, ray_capacity_queue
-from deployments.bench.sprat_queue import sprat_queue
+from deployments.bench.sprat_queue import DEFAULTS, sprat_queue
 
 System = Callable[[Fleet], AbstractAsyncContextManager[QueueUnderTest]]
 """Starts a system for a fleet, ready for requests, and stops it afterwards."""
 
 SYSTEMS: dict[str, System] = {
     "sprat": sprat_queue,
+    "sprat+default-queue": partial(sprat_queue, longest_queue=DEFAULTS.longest_queue),
     "fifo": fifo_queue,
     "fifo+deadlines": partial(fifo_queue, heeds_deadlines=True),
     "ray_capacity_queue": ray_capacity_queue,
@@ -39,24 +40,11 @@ SECONDS = 12.0
 """Longer than the longest deadline. A run takes up to 13 s more, until the last request is decided."""
 
 
-def run_overload(
-    systems: Iterable[str] = tuple(SYSTEMS), *, seed: int = 1, seconds: float = SECONDS
-) -> dict[str, dict[str, Any]]:
-    """One row per system, as `run_one` gives it.
-
-    Processes apart: Ray reads its environment and its token once in a process, and no system inherits the
-    threads and the heap of the one before.
-    """
-    rows = {}
-    for name in systems:
-        options = ["--system", name, "--seed", str(seed), "--seconds", str(seconds)]
-        finished = subprocess.run(
-            [sys.executable, "-m", "deployments.bench.overload_main", *options],
-            stdout=subprocess.PIPE,
-            check=True,
-        )
-        rows[name] = json.loads(finished.stdout)
-    return rows
+def run_overload(system: str, *, seed: int, seconds: float = SECONDS) -> dict[str, Any]:
+    """The row of one system, as `run_one` gives it, from a process of its own: Ray reads its environment and
+    its token once in a process."""
+    options = ("--system", system, "--seed", str(seed), "--seconds", str(seconds))
+    return run_module("deployments.bench.overload_main", *options)
 
 
 async def run_one(system: System, seed: int, seconds: float) -> dict[str, Any]:
@@ -80,7 +68,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     arguments = parser.parse_args()
-    row = asyncio.run(run_one(SYSTEMS[arguments.system], arguments.seed, arguments.seconds))
+    try:
+        row = asyncio.run(run_one(SYSTEMS[arguments.system], arguments.seed, arguments.seconds))
+    except KeyboardInterrupt:
+        sys.exit(130)
     json.dump(row, sys.stdout)
 
 

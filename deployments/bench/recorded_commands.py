@@ -12,28 +12,30 @@ Command = tuple[Any, ...]
 """The words of one EVALSHA."""
 
 
+class _Kept(Exception):
+    """Ends the call: nobody answers it."""
+
+
 class CommandRecorder:
-    """`scheduler` is a real one in front of a client that only takes notes. It keeps what a scheduler keeps
-    between calls (which adapters a replica held at its last heartbeat), so use one for one fleet."""
+    """A real scheduler in front of a client that only takes notes."""
 
     def __init__(self) -> None:
-        self.scheduler = RedisScheduler(cast("Any", self), SystemClock())
-        self._reply: Any = None
-        self._sent: list[Command] = []
+        self._scheduler = RedisScheduler(cast("Any", self), SystemClock())
+        self._kept: Command = ()
 
-    async def record(self, act: Callable[[RedisScheduler], Awaitable[Any]], reply: Any) -> Command:
-        """The command of one call. `reply` is what the scheduler is told that the server said: a short one
-        that its script may give."""
-        self._reply, self._sent = reply, []
-        await act(self.scheduler)
-        (command,) = self._sent
-        return command
+    async def record(self, act: Callable[[RedisScheduler], Awaitable[Any]]) -> Command:
+        """The first script that this call runs."""
+        try:
+            await act(self._scheduler)
+        except _Kept:
+            return self._kept
+        raise RuntimeError("this call runs no script")
 
     # What `RedisScheduler` uses of its client.
 
     async def evalsha(self, *words: Any) -> Any:
-        self._sent.append(("EVALSHA", *words))
-        return self._reply
+        self._kept = ("EVALSHA", *words)
+        raise _Kept
 
     async def hget(self, _name: str, _field: str) -> None:
         """No replica reported anything before."""

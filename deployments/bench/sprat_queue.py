@@ -1,8 +1,8 @@
 """Sprat's scheduler under the overload trace: its real scripts on a Valkey of its own, no HTTP, no engines.
 
-What a gateway does for a call is done here with its own parts: admit, wait for the store's message or the next
-poll, start, settle; beside that heartbeats, and once a second a sign of life and a reap. A call says how long it
-can wait, and is refused at once where the predicted wait is longer.
+What a gateway does for a call is done here with its own parts: admit, wait for the store's message or the
+next poll, start, settle; beside that heartbeats, and once a second a sign of life and a reap. A call says how
+long it can wait, and is refused at once where the predicted wait is longer.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ POOL = "bench"
 FREE = Price(prompt_micro_usd_per_mtok=0, output_micro_usd_per_mtok=0)
 CANDIDATE = Candidate("bench", POOL, "bench", None, FREE, max_tokens=0, estimated_cost_micro_usd=0)
 DEFAULTS = SchedulerConfig()
+BOUNDED_BY_WAIT = 10_000
+"""Waiting calls that are never reached: the deadline alone says who may wait."""
 
 
 class SpratQueue:
-    """One gateway's view. `longest_queue`: the bound on waiting calls, of all classes together."""
+    """One gateway's view. `longest_queue` bounds how many may wait."""
 
     def __init__(self, scheduler: RedisScheduler, fleet: Fleet, longest_queue: int) -> None:
         self._scheduler = scheduler
@@ -122,8 +124,8 @@ class SpratQueue:
             "woken_by": dict(self._woken_by),
         }
 
-    # The clockwork of `deployments.gateway.leases`, less what no run here needs: all work ends long before its
-    # lease does, and the store stays.
+    # The clockwork of `deployments.gateway.leases`, less what no run here needs: all work ends long before
+    # its lease does, and the store stays.
 
     async def heartbeat(self) -> None:
         for replica in self._replicas:
@@ -151,9 +153,7 @@ class SpratQueue:
 
 
 @asynccontextmanager
-async def sprat_queue(
-    fleet: Fleet, *, longest_queue: int = DEFAULTS.longest_queue
-) -> AsyncIterator[SpratQueue]:
+async def sprat_queue(fleet: Fleet, *, longest_queue: int = BOUNDED_BY_WAIT) -> AsyncIterator[SpratQueue]:
     with throw_away_valkey() as socket_path:
         client = connect(str(socket_path), operation_timeout_s=10)  # a stall of this machine is no outage
         queue = SpratQueue(RedisScheduler(client, SystemClock()), fleet, longest_queue)

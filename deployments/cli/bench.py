@@ -1,4 +1,6 @@
-"""`sprat bench …`: starts what is measured, then runs `python -m loadtest` (which knows HTTP only)."""
+"""`sprat bench …`: `gateway` starts what is measured and runs `python -m loadtest` (which knows HTTP only);
+`scheduler` runs `deployments.bench`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from typing import Any
 import click
 import psutil
 
+from deployments.cli.tables import print_table
 from deployments.cluster_status import cluster_status
 from deployments.free_port import free_port
 from deployments.state_folder import StateFolder
@@ -61,6 +64,81 @@ def gateway(*, systems: str, seconds: float, concurrency: str, modes: str, as_js
         finished = subprocess.run(command, check=False)
     if finished.returncode != 0:
         raise SystemExit(finished.returncode)
+
+
+OVERLOAD_SYSTEMS = ("sprat", "fifo", "ray_capacity_queue")
+
+
+@bench.command()
+@click.option("--systems", default=",".join(OVERLOAD_SYSTEMS), show_default=True, help="For the overload.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=12.0,
+    show_default=True,
+    help="How long requests arrive per system.",
+)
+@click.option("--seed", default=1, show_default=True, help="Of the overload's requests.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def scheduler(*, systems: str, seconds: float, seed: int, as_json: bool) -> None:
+    """What a decision of the scheduler costs, and what it is worth at twice the capacity."""
+    from deployments.bench.overload_main import SYSTEMS as KNOWN
+    from deployments.bench.scheduler_bench import run_scheduler_bench
+
+    chosen = [name for name in systems.split(",") if name]
+    unknown = sorted(set(chosen) - set(KNOWN))
+    if unknown:
+        raise click.UsageError(f"unknown system {', '.join(unknown)}; choose of {', '.join(KNOWN)}")
+    measured = run_scheduler_bench(
+        chosen, seconds=seconds, seed=seed, say=lambda line: click.echo(line, err=True)
+    )
+    if as_json:
+        click.echo(json.dumps(measured))
+        return
+    print_scheduler(measured)
+
+
+def print_scheduler(measured: dict[str, Any]) -> None:
+    """For people."""
+
+    def us(cost: dict[str, float]) -> list[str]:
+        return [f"{cost[field]:,.0f}" for field in ("median", "fastest_burst", "cpu")]
+
+    costs = [
+        *([f"admit, {row['case']}", *us(row["admit_us"])] for row in measured["cases"]),
+        *([f"settle, {row['case']}", *us(row["settle_us"])] for row in measured["cases"]),
+        *([name, *us(cost)] for name, cost in measured["other_us"].items()),
+    ]
+    click.echo("Server time, us per call")
+    print_table(("call, replicas", "median", "fastest burst", "CPU"), costs)
+
+    clients = [
+        [
+            *(str(row[field]) for field in ("processes", "concurrency", "pairs_per_s")),
+            *(f"{row[field]:.2f}" for field in ("admit_p50_ms", "admit_p99_ms", "server_busy")),
+        ]
+        for row in measured["rates"]
+    ]
+    click.echo("Clients; a pair is one admit and its settle")
+    columns = ("processes", "calls each", "pairs/s", "admit p50 ms", "admit p99 ms", "server busy")
+    print_table(columns, clients)
+
+    overload = [
+        [
+            name,
+            *(_share(row[field]) for field in ("interactive_attainment", "jain")),
+            *(str(row[field]) for field in ("started_late", "served", "refused", "abandoned", "failed")),
+            _share(row["utilisation"]),
+        ]
+        for name, row in measured["overload"].items()
+    ]
+    click.echo("Twice as much work as the slots can do")
+    endings = ("served", "refused", "abandoned", "failed")
+    print_table(("system", "interactive in time", "Jain", "started late", *endings, "slots busy"), overload)
+
+
+def _share(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}"
 
 
 def _system(name: str, state: StateFolder, started: dict[str, Any]) -> str:

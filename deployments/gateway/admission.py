@@ -25,6 +25,7 @@ from cluster.types import AdmitRequest, Grant, Refusal, RefusalReason, Waiting
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.waiting_room import WaitingRoom
 
+
 class Admission:
     """One per gateway. `snapshot` is kept fresh by the lease keeper."""
 

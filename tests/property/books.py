@@ -67,8 +67,11 @@ async def books_in_redis(client: Redis, pools: Sequence[str], adapters: Sequence
         for name, arrival in buckets.items()
         if arrival and int(arrival) > now_ms * 1000
     }
+    prefix = len(keys.budget("", "")) - 1
     state["budgets"] = {
-        tuple(name.split(":")[-2:]): tuple(map(int, row.split())) for name, row in budgets.items() if row
+        tuple(name[prefix:].rsplit(":", 1)): tuple(map(int, row.split()))
+        for name, row in budgets.items()
+        if row
     }
     prefix = len(keys.reservation(""))
     state["reservations"] = {
@@ -121,7 +124,7 @@ def books_in_memory(twin: MemoryScheduler, pools: Sequence[str], now_ms: int) ->
     state: State = {}
     for pool in pools:
         state[pool] = _pool(twin._pools[pool].books, twin._pools[pool].queue)
-    state["fence"] = twin._fence or 0
+    state["fence"] = twin._fence
     state["epoch"] = twin._epoch
     state["buckets"] = {
         name: arrival for name, arrival in twin._money._arrivals_us.items() if arrival > now_ms * 1000

@@ -228,12 +228,31 @@ class TestReplay:
         assert result.left_s > 0.1
         assert time.monotonic() - began_s < 5
 
+    async def test_fifo_may_give_up_what_it_cannot_start_in_time(self):
+        trace = [arrival(service_s=0.2), arrival(0.01, service_s=0.1, deadline_s=0.05)]
+
+        first, second = (await replay(trace, FifoQueue(slots=1, heeds_deadlines=True))).results
+
+        assert first.in_time
+        assert (second.ending, second.reason) == (Ending.REFUSED, "deadline")
+
+    async def test_a_system_is_told_until_when_it_may_start(self):
+        class Curious:
+            async def run(self, arrival: Arrival, start_by_s: float, /) -> Outcome:
+                left_s.append(start_by_s - time.monotonic())
+                return Outcome(refused=True)
+
+        left_s = []
+        await replay([arrival(0.05, deadline_s=2.0)], Curious())
+
+        assert 1.5 < left_s[0] <= 2.0
+
     def test_the_comparison_runs_each_system_in_its_own_process(self):
-        row = run_overload(["fifo"], seed=1, seconds=0.5)["fifo"]
+        row = run_overload("fifo", seed=1, seconds=0.5)
 
         assert row["offered_load"] == pytest.approx(2, rel=0.01)
         assert row["served"] == row["arrivals"] > 0
         assert 0.5 < row["utilisation"] <= 1
 
-    def test_the_rivals_are_known_by_the_names_of_the_report(self):
-        assert {"fifo", "ray_capacity_queue"} <= SYSTEMS.keys()
+    def test_the_systems_are_known_by_the_names_of_the_report(self):
+        assert {"sprat", "fifo", "ray_capacity_queue"} <= SYSTEMS.keys()
