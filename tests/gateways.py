@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -162,14 +163,11 @@ class GatewayUnderTest:
                 await asyncio.sleep(0.02)
 
 
-@asynccontextmanager
-async def running_gateway(
-    valkey_url: str, folder: Path, *, rebuild_grace_ms: int = 0, store_url: str = "", **changes: Any
-) -> AsyncIterator[GatewayUnderTest]:
-    """Two of them on one `folder` share store and journals, as two gateways of one node do."""
-    port = free_port()
-    runtime = Runtime(
-        config=config_of(simulated(**{"gateway__port": port, **changes})),
+def _runtime(
+    valkey_url: str, folder: Path, rebuild_grace_ms: int, store_url: str, changes: dict[str, Any]
+) -> Runtime:
+    return Runtime(
+        config=config_of(simulated(**({"gateway__port": free_port()} | changes))),
         redis_url=valkey_url,
         store_url=store_url or sqlite_url(folder / "store.sqlite"),
         journal_folder=str(folder / "journal"),
@@ -177,6 +175,39 @@ async def running_gateway(
         pepper=PEPPER,
         rebuild_grace_ms=rebuild_grace_ms,
     )
+
+
+class GatewayProcess:
+    """A gateway in a process of its own, on the store and the journals of `folder`, to be killed."""
+
+    def __init__(self, valkey_url: str, folder: Path, **changes: Any) -> None:
+        self._runtime = _runtime(valkey_url, folder, 0, "", changes)
+        self.url = f"http://127.0.0.1:{self._runtime.config.gateway.port}/v1"
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(self._runtime,), daemon=True
+        )
+        self._process.start()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(runtime: Runtime) -> None:
+    async def serve() -> None:
+        await start_gateway(runtime)
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+@asynccontextmanager
+async def running_gateway(
+    valkey_url: str, folder: Path, *, rebuild_grace_ms: int = 0, store_url: str = "", **changes: Any
+) -> AsyncIterator[GatewayUnderTest]:
+    """Two of them on one `folder` share store and journals, as two gateways of one node do."""
+    runtime = _runtime(valkey_url, folder, rebuild_grace_ms, store_url, changes)
+    port = runtime.config.gateway.port
     store = open_store(runtime.store_url)
     keys = KeyStore(store, PEPPER)
     key = keys.create("tenant", "test")

@@ -18,6 +18,7 @@ from cluster.types import (
     Refusal,
     RefusalReason,
     Settlement,
+    SettleRequest,
     Spend,
 )
 from tests.builders import PATIENT, admit_request, candidate, ready_replica, settle_request
@@ -728,3 +729,23 @@ class TestDataLoss:
         assert await sut.scheduler.settle(settle_request("r", cancelled=True)) is None
         await sut.scheduler.heartbeat(ready_replica("b", "large", max_concurrency=1))
         await grant_of(sut.scheduler, request)
+
+
+async def test_calls_on_both_sides_of_a_windows_end_are_each_spent_once(sut):
+    """LiteLLM #34733: concurrent resets of a window overwrote spend."""
+    await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=99))
+    windows = [f"day:2026112{number % 2 + 1}" for number in range(50)]
+
+    async def call(number: int) -> None:
+        line = BudgetLine("key:a", windows[number], 10**6)
+        request_id = f"r{number}"
+        await grant_of(sut.scheduler, admit_request(request_id, budgets=(line,), hold_micro_usd=100))
+        await sut.scheduler.settle(
+            SettleRequest(request_id, ("small",), "small", number, 0, budgets=(("key:a", windows[number]),))
+        )
+
+    await asyncio.gather(*(call(number) for number in range(50)))
+
+    states = await sut.scheduler.budget_states([("key:a", "day:20261121"), ("key:a", "day:20261122")])
+    assert [state.spent_micro_usd for state in states] == [sum(range(0, 50, 2)), sum(range(1, 50, 2))]
+    assert [state.held_micro_usd for state in states] == [0, 0]

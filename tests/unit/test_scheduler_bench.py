@@ -46,7 +46,7 @@ class TestCosts:
     def test_the_headline_is_the_median_burst(self):
         cost = Cost.of([Burst(90, 100), Burst(100, 130), Burst(500, 600)])
 
-        assert cost == Cost(median_us=100, fastest_us=90, cpu_us=130)
+        assert cost == Cost(median_us=100, fastest_us=90, cpu_us=130, bursts=3)
 
     @pytest.mark.parametrize(
         ("us_of", "wanted"),
@@ -64,16 +64,20 @@ class TestCosts:
 
     def test_the_report_names_sizes_as_the_command_promises(self):
         cases = (headline_case(1), headline_case(1000), Case("odd", (fleet(1),), budgets=0))
-        admit = {case: Cost(100.0 + number, 90, 110) for number, case in enumerate(cases)}
+        admit = {case: Cost(100.0 + number, 90, 110, bursts=3) for number, case in enumerate(cases)}
 
-        shown = report(ScriptCosts(admit, dict.fromkeys(cases, Cost(50, 40, 60)), {"sweep": Cost(9, 8, 7)}))
+        shown = report(
+            ScriptCosts(
+                admit, dict.fromkeys(cases, Cost(50, 40, 60, bursts=3)), {"sweep": Cost(9, 8, 7, bursts=3)}
+            )
+        )
 
         assert shown["admit_us_server"] == {"1": 100, "1000": 101}
         assert shown["admit_us_server_fastest_burst"] == {"1": 90, "1000": 90}
         assert shown["settle_us_server"] == {"1": 50, "1000": 50}
         assert shown["admit_growth_exponent"] == pytest.approx(0.001, abs=0.001)
         assert [row["case"] for row in shown["cases"]] == ["1", "1000", "odd"]
-        assert shown["other_us"] == {"sweep": {"median": 9, "fastest_burst": 8, "cpu": 7}}
+        assert shown["other_us"] == {"sweep": {"median": 9, "fastest_burst": 8, "cpu": 7, "bursts": 3}}
 
 
 class TestRates:

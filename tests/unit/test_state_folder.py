@@ -157,6 +157,16 @@ def test_two_clusters_have_different_secrets(state: StateFolder, tmp_path: Path)
     assert state.secrets().pepper != other.secrets().pepper
 
 
+def test_weak_secrets_are_refused(state: StateFolder) -> None:
+    state.secrets()
+    path = state.path / "secrets.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"pepper": "abcd"}))
+
+    with pytest.raises(StartError, match="pepper must have at least 32"):
+        state.secrets()
+
+
 def test_damaged_secrets_are_never_replaced_by_new_ones(state: StateFolder) -> None:
     state.secrets()
     (state.path / "secrets.json").write_text('{"pepper": ')
