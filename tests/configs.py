@@ -12,7 +12,8 @@ from cluster.config import ClusterConfig, parse_config
 SIMULATED: dict[str, Any] = {
     "name": "test",
     "gateway": {"port": 8000},
-    "redis": {},
+    # Patient: only the tests of outages are about time.
+    "redis": {"timeout_ms": 5000, "connect_timeout_ms": 5000},
     "scheduler": {},
     "node_classes": {
         "cheap": {"label_selector": {"sprat.node": "cheap"}, "fallbacks": [{}], "usd_per_hour": 0.36},

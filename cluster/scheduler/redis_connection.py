@@ -16,7 +16,9 @@ from cluster.errors import ConfigError, SchedulerUnavailable
 
 CONNECT_TIMEOUT_S = 0.25
 OPERATION_TIMEOUT_S = 0.5
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 128
+"""Each carries one command at a time, so this many calls may be asking at once. With 32 a busy machine made
+50 calls wait for a connection for longer than the timeout, and the breaker took that for an outage."""
 
 
 def connect(

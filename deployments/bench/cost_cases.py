@@ -21,7 +21,7 @@ from cluster.types import (
 
 ADAPTERS = 10_000
 ADAPTERS_PER_REPLICA = 100
-RUNNING_PER_REPLICA = 8
+RUNNING_PER_REPLICA = 4
 """Calls that run on each replica all the time: the books of a fleet at work are larger than those of an idle
 one."""
 ROOMY = 100_000

@@ -1,6 +1,6 @@
 """What a decision of the scheduler costs: server time per script, calls per second, round trip.
 
-`python -m deployments.bench.scheduler_cost --bursts 20 --seconds 3` prints one JSON object.
+`python -m deployments.bench.scheduler_cost --bursts 16 --seconds 3` prints one JSON object.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deployments.bench.script_cost import Plan, measure_scripts, report
 from deployments.bench.throw_away_valkey import throw_away_valkey
 
 PHASES = (plain_cases(), adapter_cases())
-BURSTS = 20
+BURSTS = 16
 RATE_SECONDS = 3.0
 
 

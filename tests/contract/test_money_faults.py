@@ -103,7 +103,13 @@ async def test_one_budget_under_chaos(
     async with AsyncExitStack() as stack:
         gateways = [
             await stack.enter_async_context(
-                running_gateway(valkey.url, tmp_path, redis__timeout_ms=TIMEOUT_MS, rebuild_grace_ms=1500)
+                running_gateway(
+                    valkey.url,
+                    tmp_path,
+                    redis__timeout_ms=TIMEOUT_MS,
+                    redis__connect_timeout_ms=TIMEOUT_MS,
+                    rebuild_grace_ms=1500,
+                )
             )
             for _ in range(2)
         ]

@@ -31,6 +31,7 @@ SMALL = {"model": "small", "max_tokens": 4}
 SLOW = replace(FAST, decode_tokens_per_s=50)
 DOLLAR = 1_000_000
 TIMEOUT_MS = 200
+IMPATIENT = {"redis__timeout_ms": TIMEOUT_MS, "redis__connect_timeout_ms": TIMEOUT_MS}
 DECLARED_S = 2 * TIMEOUT_MS / 1000 + 1.0
 """What a call may take longer while Redis is away: connecting, one answer, and a slow test machine."""
 
@@ -45,7 +46,7 @@ def valkey() -> Iterator[OwnValkey]:
 async def gateway_on(valkey: OwnValkey, folder: Path, **changes: Any) -> AsyncIterator[GatewayUnderTest]:
     """With one engine per pool, and the snapshot of a first tick."""
     async with running_gateway(
-        valkey.url, folder, redis__timeout_ms=TIMEOUT_MS, **({"rebuild_grace_ms": 500} | changes)
+        valkey.url, folder, **({"rebuild_grace_ms": 500} | IMPATIENT | changes)
     ) as gateway:
         await gateway.add_engine("specialist", "s1", cap=64)
         await gateway.add_engine("reserve", "r1", cap=64)
@@ -292,7 +293,7 @@ async def test_out_of_memory_still_frees_slots_and_counts_money(
     "nobody notices",
 )
 async def test_script_cache_flushed(valkey: OwnValkey, tmp_path: Path) -> None:
-    async with gateway_on(valkey, tmp_path) as gateway:
+    async with gateway_on(valkey, tmp_path, redis__timeout_ms=5000) as gateway:
         for _ in range(5):
             valkey.command("SCRIPT", "FLUSH")
             assert (await gateway.ask(SMALL))[0] == 200
@@ -304,7 +305,7 @@ async def test_script_cache_flushed(valkey: OwnValkey, tmp_path: Path) -> None:
     "nobody notices",
 )
 async def test_connections_cut(valkey: OwnValkey, tmp_path: Path) -> None:
-    async with gateway_on(valkey, tmp_path) as gateway:
+    async with gateway_on(valkey, tmp_path, redis__timeout_ms=5000) as gateway:
         for _ in range(5):
             valkey.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             assert (await gateway.ask(SMALL))[0] == 200
@@ -318,7 +319,7 @@ async def test_connections_cut(valkey: OwnValkey, tmp_path: Path) -> None:
 async def test_absent_at_start(valkey: OwnValkey, tmp_path: Path) -> None:
     """LiteLLM #42653: probed once at start, budgets per process for life."""
     valkey.kill()
-    async with running_gateway(valkey.url, tmp_path, redis__timeout_ms=TIMEOUT_MS) as gateway:
+    async with running_gateway(valkey.url, tmp_path, **IMPATIENT) as gateway:
         key, key_id = gateway.new_key(total(DOLLAR))
         await until_away(gateway)
         assert (await gateway.readiness())[0] == 503
@@ -492,7 +493,7 @@ async def test_a_gateway_that_dies_leaves_nothing_behind(
         await survivor.engines["s1"].die()
         await survivor.scheduler.deregister(survivor.engines["s1"].state)
         engine = await survivor.add_engine("specialist", "s2", cap=1, profile=SLOW)
-        doomed = GatewayProcess(valkey.url, tmp_path, redis__timeout_ms=TIMEOUT_MS)
+        doomed = GatewayProcess(valkey.url, tmp_path)
         try:
             async with asyncio.timeout(20):
                 while await _status(survivor, doomed.url.removesuffix("/v1") + "/readyz") != 200:
