@@ -207,7 +207,8 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class QueueTerms:
-    """How a call may wait. Times in ms. A waiter rises by one class for every `ageing_ms`."""
+    """How a call may wait. `longest_queue` counts its class and the more urgent ones. Times in ms. A waiter
+    rises by one class for every `ageing_ms`."""
 
     longest_queue: int
     longest_wait_ms: int

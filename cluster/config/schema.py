@@ -66,7 +66,12 @@ class PerClass(Strict):
 class SchedulerConfig(Strict):
     """How calls wait for a slot, what a second of waiting is worth, and what holds while Redis is away."""
 
-    longest_queue: int = Field(256, ge=0, le=100_000, description="waiting calls per pool; 0: nobody waits")
+    longest_queue: int = Field(
+        256,
+        ge=0,
+        le=100_000,
+        description="waiting calls of a class and the more urgent ones, per pool; 0: nobody waits",
+    )
     longest_wait_s: PerClass = PerClass(interactive=10, normal=60, batch=600)
     ageing_s: float = Field(30.0, gt=0, description="a waiting call rises by one class after this long")
     delay_usd_per_hour: PerClass = PerClass(interactive=0.36, normal=0.036, batch=0.0)

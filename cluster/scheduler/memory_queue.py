@@ -115,5 +115,9 @@ class Queue:
         """0: the next. Also of one whose wait is over, until it is ended."""
         return self.order.rank(request_id) if request_id in self.order else 0
 
+    def as_urgent(self, level: int) -> int:
+        """Who waits in this class and the more urgent ones."""
+        return self.order.below((level + 1) * CLASS)
+
     def waiting(self, level: int) -> int:
         return self.order.below((level + 1) * CLASS) - self.order.below(level * CLASS)

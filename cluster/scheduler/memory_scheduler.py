@@ -249,7 +249,7 @@ class MemoryScheduler:
             return Refusal(RefusalReason.CAPACITY, wait_ms)
         pool_name = option.candidate.pool
         pool = self._pools[pool_name]
-        if len(pool.queue.order) >= terms.longest_queue:
+        if pool.queue.as_urgent(level) >= terms.longest_queue:
             return Refusal(RefusalReason.QUEUE_FULL, wait_ms)
         longest_ms = min(terms.longest_wait_ms, request.deadline_ms)
         if wait_ms > longest_ms:

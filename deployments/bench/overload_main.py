@@ -21,14 +21,13 @@ from deployments.bench.overload import QueueUnderTest, replay
 from deployments.bench.overload_metrics import report
 from deployments.bench.own_process import run_module
 from deployments.bench.ray_capacity_queue import IMPATIENT, ray_capacity_queue
-from deployments.bench.sprat_queue import DEFAULTS, sprat_queue
+from deployments.bench.sprat_queue import sprat_queue
 
 System = Callable[[Fleet], AbstractAsyncContextManager[QueueUnderTest]]
 """Starts a system for a fleet, ready for requests, and stops it afterwards."""
 
 SYSTEMS: dict[str, System] = {
     "sprat": sprat_queue,
-    "sprat+default-queue": partial(sprat_queue, longest_queue=DEFAULTS.longest_queue),
     "fifo": fifo_queue,
     "fifo+deadlines": partial(fifo_queue, heeds_deadlines=True),
     "ray_capacity_queue": ray_capacity_queue,

@@ -17,7 +17,7 @@ from typing import Any
 from cluster.clock import SystemClock
 from cluster.config.schema import SchedulerConfig
 from cluster.scheduler.redis_connection import connect
-from cluster.scheduler.redis_scheduler import GrantNotice, RedisScheduler
+from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import HEARTBEAT_PERIOD_S
 from cluster.types import (
     AdmitRequest,
@@ -43,16 +43,13 @@ POOL = "bench"
 FREE = Price(prompt_micro_usd_per_mtok=0, output_micro_usd_per_mtok=0)
 CANDIDATE = Candidate("bench", POOL, "bench", None, FREE, max_tokens=0, estimated_cost_micro_usd=0)
 DEFAULTS = SchedulerConfig()
-BOUNDED_BY_WAIT = 10_000
-"""Waiting calls that are never reached: the deadline alone says who may wait."""
 
 
 class SpratQueue:
-    """One gateway's view. `longest_queue` bounds how many may wait."""
+    """One gateway's view, with the queue of the default configuration."""
 
-    def __init__(self, scheduler: RedisScheduler, fleet: Fleet, longest_queue: int) -> None:
+    def __init__(self, scheduler: RedisScheduler, fleet: Fleet) -> None:
         self._scheduler = scheduler
-        self._longest_queue = longest_queue
         self._placement = Placement(service_us=round(MEAN_SERVICE_S * 1e6), slots=fleet.slots_per_replica)
         self._replicas = tuple(
             ReplicaState(
@@ -67,7 +64,6 @@ class SpratQueue:
         )
         self._room = WaitingRoom()
         self._answers: Counter[str] = Counter()
-        self._woken_by: Counter[str] = Counter()
 
     async def run(self, arrival: Arrival, start_by_s: float, /) -> Outcome:
         answer = await self._scheduler.admit(self._request(arrival, start_by_s))
@@ -108,7 +104,7 @@ class SpratQueue:
             deadline_ms=left_ms,
             placements=(self._placement,),
             queue=QueueTerms(
-                longest_queue=self._longest_queue,
+                longest_queue=DEFAULTS.longest_queue,
                 longest_wait_ms=left_ms,
                 ticket_ttl_ms=TICKET_TTL_MS,
                 ageing_ms=int(DEFAULTS.ageing_s * 1000),
@@ -116,12 +112,11 @@ class SpratQueue:
         )
 
     async def details(self) -> dict[str, Any]:
-        """First answers by kind (`deadline`: of those that waited, not started because their time was over),
-        and what woke the waiters."""
+        """First answers by kind (`deadline`: of those that waited, not started because their time was
+        over)."""
         return {
-            "longest_queue": self._longest_queue,
+            "longest_queue": DEFAULTS.longest_queue,
             "answers": dict(self._answers),
-            "woken_by": dict(self._woken_by),
         }
 
     # The clockwork of `deployments.gateway.leases`, less what no run here needs: all work ends long before
@@ -138,25 +133,17 @@ class SpratQueue:
     async def poll(self) -> None:
         waiting = self._room.waiting
         for each, answer in zip(waiting, await self._scheduler.poll(waiting, TICKET_TTL_MS), strict=True):
-            self._tell("poll", each.request_id, answer)
+            self._room.tell(each.request_id, answer)
 
     async def listen(self) -> None:
-        await self._scheduler.listen_for_grants(GATEWAY, self._notice)
-
-    def _notice(self, notice: GrantNotice) -> None:
-        self._tell("message", notice.request_id, notice.grant_of(CANDIDATE))
-
-    def _tell(self, who: str, request_id: str, answer: Grant | Waiting | None) -> None:
-        if isinstance(answer, Grant) and self._room.candidate_of(request_id) is not None:
-            self._woken_by[who] += 1
-        self._room.tell(request_id, answer)
+        await self._scheduler.listen_for_grants(GATEWAY, self._room.granted)
 
 
 @asynccontextmanager
-async def sprat_queue(fleet: Fleet, *, longest_queue: int = BOUNDED_BY_WAIT) -> AsyncIterator[SpratQueue]:
+async def sprat_queue(fleet: Fleet) -> AsyncIterator[SpratQueue]:
     with throw_away_valkey() as socket_path:
         client = connect(str(socket_path), operation_timeout_s=10)  # a stall of this machine is no outage
-        queue = SpratQueue(RedisScheduler(client, SystemClock()), fleet, longest_queue)
+        queue = SpratQueue(RedisScheduler(client, SystemClock()), fleet)
         await queue.heartbeat()
         loops = [
             asyncio.create_task(each)

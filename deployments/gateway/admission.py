@@ -4,6 +4,7 @@ decision while the scheduler is away.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from cluster.errors import (
@@ -41,6 +42,7 @@ class Admission:
     async def place(self, request: AdmitRequest, *, hard: bool) -> Grant:
         """A slot. `hard`: the call draws on a budget that must not be overspent, so without the scheduler
         it is refused. Raises the SpratError that the client gets."""
+        asked_s = time.monotonic()
         try:
             answer = await self._ask(request)
         except SchedulerUnavailable:
@@ -48,7 +50,7 @@ class Admission:
         except StoreUnavailable:
             answer = Refusal(RefusalReason.UNCHECKED, 1_000)
         if isinstance(answer, Waiting):
-            answer = await self._wait(request, answer)
+            answer = await self._wait(request, answer, asked_s)
         if isinstance(answer, Refusal):
             raise error_of(answer, request)
         return answer
@@ -60,9 +62,12 @@ class Admission:
     def ended(self, request_id: str) -> None:
         self._local.ended(request_id)
 
-    async def _wait(self, request: AdmitRequest, place: Waiting) -> Grant | Refusal:
+    async def _wait(self, request: AdmitRequest, place: Waiting, asked_s: float) -> Grant | Refusal:
+        # Counted from before the store was asked, so the store's own deadline is never the earlier one:
+        # what it grants in its last moment, and what takes long to arrive, is not started late.
+        left_s = asked_s + request.deadline_ms / 1000 - time.monotonic()
         try:
-            grant = await self._room.wait(place, request.deadline_ms / 1000)
+            grant = await self._room.wait(place, left_s)
         except SchedulerUnavailable:
             # Nobody will tell of a slot now, but the money of this call is held, as that of a later step is.
             paid = replace(request, step=request.step + 1)

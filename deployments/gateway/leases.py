@@ -225,12 +225,7 @@ class LeaseKeeper:
                 self._room.tell(each.request_id, answer)
 
     async def _listen(self) -> None:
-        await self._listen_for_grants(self._gateway, self._granted)
-
-    def _granted(self, notice: GrantNotice) -> None:
-        waiting = self._room.candidate_of(notice.request_id)
-        if waiting is not None:
-            self._room.tell(notice.request_id, notice.grant_of(waiting.candidate))
+        await self._listen_for_grants(self._gateway, self._room.granted)
 
 
 def entry_of_lost(lost: Lost) -> LedgerEntry:

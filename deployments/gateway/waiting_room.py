@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from cluster.errors import SchedulerUnavailable
+from cluster.scheduler.redis_scheduler import GrantNotice
 from cluster.types import Grant, Waiting
+
+EARLY_KEPT = 1_000
+"""Of those that nobody came for, the poll knows too."""
 
 
 @dataclass(slots=True)
@@ -20,10 +25,14 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._places: dict[str, _Place] = {}
+        self._early: OrderedDict[str, GrantNotice] = OrderedDict()
 
     async def wait(self, waiting: Waiting, timeout_s: float) -> Grant | None:
         """None: the time is over, here or in the store. Raises SchedulerUnavailable when the store went away:
         nobody would be told of a grant."""
+        early = self._early.pop(waiting.request_id, None)
+        if early is not None and early.step == waiting.step:
+            return early.grant_of(waiting.candidate)
         place = _Place(waiting, asyncio.get_running_loop().create_future())
         self._places[waiting.request_id] = place
         try:
@@ -49,9 +58,15 @@ class WaitingRoom:
         if answer is None or answer.step == place.waiting.step:
             place.answer.set_result(answer)
 
-    def candidate_of(self, request_id: str) -> Waiting | None:
-        place = self._places.get(request_id)
-        return place.waiting if place is not None else None
+    def granted(self, notice: GrantNotice) -> None:
+        """The message may overtake the answer that said to wait: then it is kept for the call to find."""
+        place = self._places.get(notice.request_id)
+        if place is not None:
+            self.tell(notice.request_id, notice.grant_of(place.waiting.candidate))
+            return
+        self._early[notice.request_id] = notice
+        if len(self._early) > EARLY_KEPT:
+            self._early.popitem(last=False)
 
     def dissolve(self) -> None:
         """The store is away."""

@@ -7,7 +7,8 @@
 -- ARGV  1 request id, 2 step, 3 tokens (estimate, prompt plus output), 4 lease ttl (ms), 5 resv ttl (ms),
 --       6 a replica is dead after (ms), 7 replicas to look at per candidate, 8 spill (1 or 0),
 --       9 class (0 most urgent), 10 tenant, 11 weight, 12 channel of its gateway, 13 hold (micro-USD), 14 note,
---       15 deadline (ms from now), 16 longest queue (requests; -1: may not wait), 17 longest predicted wait (ms),
+--       15 deadline (ms from now), 16 longest queue (requests of this class and
+--       more urgent ones; -1: may not wait), 17 longest predicted wait (ms),
 --       18 ticket ttl (ms), 19 ageing (ms per class), 20 checked (0; 1: budgets must be exact; or the id of
 --       the epoch in which they are known to be),
 --       21 rate buckets R, 22 budgets B, 23 candidates C, 24 pools P, then
@@ -251,7 +252,8 @@ if longest_queue < 0 then
   return refuse('capacity', place.wait_ms)
 end
 local pool = place.candidate.pool
-if redis.call('ZCARD', pool.q) >= longest_queue then
+-- Less urgent waiters do not count: they would keep interactive calls out.
+if redis.call('ZCOUNT', pool.q, '-inf', string.format('(%.0f', (class + 1) * CLASS)) >= longest_queue then
   return refuse('queue_full', place.wait_ms)
 end
 if place.wait_ms > math.min(longest_wait_ms, deadline_ms) then
