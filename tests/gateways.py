@@ -136,7 +136,7 @@ class GatewayUnderTest:
         (state,) = await self.scheduler.budget_states([(owner, window)])
         return state.spent_micro_usd, state.held_micro_usd
 
-    async def until_settled(self, within_s: float = 5.0) -> None:
+    async def until_settled(self, within_s: float = 15.0) -> None:
         """Redis and the ledger know of every call that has ended."""
         settling = self.gateway.context.settling
         async with asyncio.timeout(within_s):
@@ -147,7 +147,7 @@ class GatewayUnderTest:
         async with self.session.get(self.url.removesuffix("/v1") + "/readyz") as response:
             return response.status, (await response.json())["state"]
 
-    async def until_ready(self, within_s: float = 5.0) -> str:
+    async def until_ready(self, within_s: float = 15.0) -> str:
         """The gateway looks at the replica directory every second."""
         async with asyncio.timeout(within_s):
             while (await self.readiness())[0] != 200:
@@ -157,7 +157,7 @@ class GatewayUnderTest:
     async def leases(self) -> int:
         return sum([(await self.scheduler.pool_load(pool)).leases for pool in ("specialist", "reserve")])
 
-    async def until_no_lease(self, within_s: float = 2.0) -> None:
+    async def until_no_lease(self, within_s: float = 10.0) -> None:
         async with asyncio.timeout(within_s):
             while await self.leases():
                 await asyncio.sleep(0.02)

@@ -331,6 +331,10 @@ class RedisScheduler:
     # Replicas.
 
     async def heartbeat(self, state: ReplicaState) -> None:
+        if "|" in state.address:
+            raise ValueError(
+                f"the address {state.address!r} of {state.replica_id} holds a '|', which separates fields"
+            )
         held = [name for name, phase in state.adapters if phase == "loaded"]
         before = await self._adapters_before(state)
         await self._run(

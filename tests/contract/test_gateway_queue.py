@@ -29,7 +29,7 @@ async def gateway(
         yield running
 
 
-async def until(condition: Any, within_s: float = 3.0) -> None:
+async def until(condition: Any, within_s: float = 10.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.005)
@@ -48,7 +48,7 @@ async def waiting(gateway: GatewayUnderTest) -> tuple[int, int, int]:
 
 
 async def until_waiting(gateway: GatewayUnderTest, *counts: int) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(10):
         while await waiting(gateway) != counts:
             await asyncio.sleep(0.005)
 

@@ -684,6 +684,7 @@ class TestReplicaDirectory:
     async def test_entry_comes_back_as_it_was_written(self, sut):
         state = ready_replica(
             "a|b",
+            address="http://a",
             node="node",
             detail="ütf-8",
             kernels="triton",

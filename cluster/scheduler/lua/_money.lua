@@ -13,7 +13,7 @@ end
 
 -- A new window's key lives for `ttl_ms` (0: for ever); later writes keep what is left of that.
 local function write_budget(key, is_new, spent, held, ttl_ms)
-  local text = string.format('%.0f %.0f', spent, held)
+  local text = string.format('%d %d', spent, held)
   if is_new and ttl_ms > 0 then
     redis.call('SET', key, text, 'PX', ttl_ms)
   else
@@ -38,7 +38,7 @@ local function write_bucket(key, arrival_us, at_us)
   if arrival_us <= at_us then
     redis.call('DEL', key)
   else
-    redis.call('SET', key, string.format('%.0f', arrival_us), 'PX', math.ceil((arrival_us - at_us) / 1000))
+    redis.call('SET', key, string.format('%d', arrival_us), 'PX', math.ceil((arrival_us - at_us) / 1000))
   end
 end
 
@@ -70,10 +70,9 @@ local function reservation(text)
 end
 
 local function write_open(key, state, step, pool_name, hold, note, ttl_ms)
-  redis.call('SET', key, table.concat({ state, step, pool_name, string.format('%.0f', hold), note }, '|'),
-    'PX', ttl_ms)
+  redis.call('SET', key, string.format('%s|%d|%s|%d|%s', state, step, pool_name, hold, note), 'PX', ttl_ms)
 end
 
 local function write_over(key, state, step, cost, saved, ttl_ms)
-  redis.call('SET', key, string.format('%s|%d|%.0f|%.0f', state, step, cost, saved), 'PX', ttl_ms)
+  redis.call('SET', key, string.format('%s|%d|%d|%d', state, step, cost, saved), 'PX', ttl_ms)
 end

@@ -1,7 +1,7 @@
 -- A pool's replicas and leases. The loader puts this text behind the shebang of the operations that name it.
 -- A pool is eight keys in this order: lease, lease_info, reps, load, q, q_info, q_wait, vt (cluster/keys.py).
 -- Time: the server's own clock, never a gateway's. Numbers: Lua prints floats from 1e14 on, so larger ones
--- (microseconds, products) are printed with '%.0f'; doubles are exact to 2^53.
+-- (microseconds, products) are printed with '%d'; doubles are exact to 2^53.
 
 local POOL_KEYS = 8
 local FULL = 1000000000000 -- on the score of a replica at its cap: every free replica sorts before it
@@ -28,7 +28,7 @@ local function next_fence(known, now_ms)
 end
 
 local function write_fence(key, fence)
-  redis.call('SET', key, string.format('%.0f', fence))
+  redis.call('SET', key, string.format('%d', fence))
 end
 
 local function score(requests, tokens, cap, token_cap)
@@ -57,8 +57,8 @@ local function lease_of(pool, id)
 end
 
 local function write_lease_info(pool, id, lease)
-  redis.call('HSET', pool.lease_info, id, table.concat({ lease.tokens, string.format('%.0f', lease.fence),
-    lease.candidate, lease.granted_ms, lease.dispatched and 1 or 0, lease.address, lease.replica }, '|'))
+  redis.call('HSET', pool.lease_info, id, string.format('%d|%d|%d|%d|%d|%s|%s', lease.tokens, lease.fence,
+    lease.candidate, lease.granted_ms, lease.dispatched and 1 or 0, lease.address, lease.replica))
 end
 
 -- Free the request's slot; returns the lease, or nil where there is none: a slot is never freed twice.
@@ -105,7 +105,7 @@ local function learn_service_time(pool, lease, now_ms)
   if known then
     took_us = known + math.floor((took_us - known) / 8)
   end
-  redis.call('HSET', pool.load, '#service_us', string.format('%.0f', took_us))
+  redis.call('HSET', pool.load, '#service_us', string.format('%d', took_us))
 end
 
 -- The replicas that a choice may look at: the least loaded, then those named by `also`. Entries have
@@ -185,11 +185,14 @@ end
 -- A call that is larger than the token cap still fits an idle replica.
 local function best_replica(pool, need, terms, excluded, look_at, also, dead_at_ms)
   local live, unfit = false, {}
+  -- Where nothing tells replicas apart but their load, the first in reps is the one.
+  local look_now = next(excluded) == nil and 1 or look_at
   while true do
     local best, dead = nil, false
     local full = {}
-    local entries = replicas_to_look_at(pool, look_at, also)
-    local holds = holders(entries, terms)
+    local plain = #also == 0 and terms.cold == 0 and look_now == 1
+    local entries = replicas_to_look_at(pool, plain and 1 or look_at, also)
+    local holds = plain and {} or holders(entries, terms)
     for _, entry in ipairs(entries) do
       if not excluded[entry.replica] and not unfit[entry.replica] then
         if entry.full then
@@ -215,6 +218,7 @@ local function best_replica(pool, need, terms, excluded, look_at, also, dead_at_
           return best, true
         end
         unfit[r] = true
+        look_now = look_at
       end
     else
       for _, replica in ipairs(full) do

@@ -32,14 +32,14 @@ end
 
 -- The wait, in ms, that follows from how many are served before a ticket of this class and finish time.
 local function predicted_wait(pool, class, finish, slots, service_us)
-  local ahead = redis.call('ZCOUNT', pool.q, '-inf', string.format('(%.0f', class * CLASS + finish))
+  local ahead = redis.call('ZCOUNT', pool.q, '-inf', string.format('(%d', class * CLASS + finish))
   service_us = tonumber(redis.call('HGET', pool.load, '#service_us') or service_us)
   return math.ceil((ahead + 1) * service_us / (1000 * math.max(1, slots)))
 end
 
 local function join_queue(pool, id, ticket, finish, now_ms)
-  redis.call('HSET', pool.vt, 'last|' .. ticket.class .. '|' .. ticket.tenant, string.format('%.0f', finish))
-  redis.call('ZADD', pool.q, string.format('%.0f', ticket.class * CLASS + finish), id)
+  redis.call('HSET', pool.vt, 'last|' .. ticket.class .. '|' .. ticket.tenant, string.format('%d', finish))
+  redis.call('ZADD', pool.q, string.format('%d', ticket.class * CLASS + finish), id)
   redis.call('HSET', pool.q_info, id, cjson.encode(ticket))
   redis.call('ZADD', pool.q_wait, math.min(ticket.deadline, now_ms + ticket.ttl), id)
 end
@@ -51,8 +51,8 @@ local function next_waiter(pool, now_ms, passed)
   local best = nil
   for class = 0, LAST_CLASS do
     while true do
-      local id = redis.call('ZRANGE', pool.q, string.format('%.0f', class * CLASS),
-        string.format('(%.0f', (class + 1) * CLASS), 'BYSCORE', 'LIMIT', passed[class] or 0, 1)[1]
+      local id = redis.call('ZRANGE', pool.q, string.format('%d', class * CLASS),
+        string.format('(%d', (class + 1) * CLASS), 'BYSCORE', 'LIMIT', passed[class] or 0, 1)[1]
       if not id then
         break
       end
@@ -94,10 +94,10 @@ local function grant(pool, waiter, chosen, fence, now_ms)
   begin_lease(pool, id, { tokens = ticket.tokens, fence = fence, candidate = ticket.candidate, granted_ms = now_ms,
     dispatched = ticket.sent, address = chosen.address, replica = chosen.replica }, expiry_ms, chosen)
   local finish = redis.call('ZSCORE', pool.q, id) - ticket.class * CLASS
-  redis.call('HSET', pool.vt, 'clock|' .. ticket.class, string.format('%.0f', finish))
+  redis.call('HSET', pool.vt, 'clock|' .. ticket.class, string.format('%d', finish))
   leave_queue(pool, id)
   redis.call('PUBLISH', ticket.channel, table.concat({ id, ticket.step, ticket.candidate,
-    string.format('%.0f', fence), expiry_ms, chosen.address, chosen.replica }, '|'))
+    string.format('%d', fence), expiry_ms, chosen.address, chosen.replica }, '|'))
 end
 
 -- Give free slots to waiters, in order; stops at the first that fits nowhere, so that large calls are not

@@ -253,7 +253,7 @@ if longest_queue < 0 then
 end
 local pool = place.candidate.pool
 -- Less urgent waiters do not count: they would keep interactive calls out.
-if redis.call('ZCOUNT', pool.q, '-inf', string.format('(%.0f', (class + 1) * CLASS)) >= longest_queue then
+if redis.call('ZCOUNT', pool.q, '-inf', string.format('(%d', (class + 1) * CLASS)) >= longest_queue then
   return refuse('queue_full', place.wait_ms)
 end
 if place.wait_ms > math.min(longest_wait_ms, deadline_ms) then

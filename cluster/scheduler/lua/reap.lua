@@ -42,7 +42,7 @@ if known and not known.over and known.pool == pool.name then
     end
   end
   change_budgets(first_budget, first_budget + budgets - 1, charge, 0 - known.hold)
-  redis.call('HINCRBY', KEYS[3], 'spent', string.format('%.0f', charge))
+  redis.call('HINCRBY', KEYS[3], 'spent', string.format('%d', charge))
   redis.call('HINCRBY', KEYS[3], 'lost', 1)
   write_over(KEYS[1], 'expired', known.step, charge, known.hold, ARGV[3])
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', 100000, '*', 'kind', 'expired', 'id', id, 'step', known.step, 'pool',

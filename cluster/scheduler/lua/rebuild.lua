@@ -23,7 +23,7 @@ end
 local epoch = redis.call('GET', KEYS[1])
 local state, id = string.match(epoch or '', '^(%a+)|(%d+)$')
 if not state then
-  state, id = 'rebuilding', string.format('%.0f', now_ms)
+  state, id = 'rebuilding', string.format('%d', now_ms)
 end
 if state == 'rebuilding' and now_ms - tonumber(id) >= tonumber(ARGV[1]) then
   state = 'open'

@@ -30,7 +30,7 @@ local row = redis.call('HMGET', pool.load, replica .. '|req', replica .. '|tok',
 if not row[1] then
   -- The replica has not reported yet: its first heartbeat finds this load and keeps it. It may never come: then
   -- `sweep` finds it in the directory, and forgets the load when its leases have ended.
-  redis.call('HSET', pool.load, replica .. '|since', string.format('%.0f', fence - 1))
+  redis.call('HSET', pool.load, replica .. '|since', string.format('%d', fence - 1))
   redis.call('SADD', KEYS[3 + budgets + POOL_KEYS], replica)
 end
 begin_lease(pool, id, { tokens = tokens, fence = fence, candidate = tonumber(ARGV[8]), granted_ms = now_ms,

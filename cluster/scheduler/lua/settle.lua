@@ -36,8 +36,8 @@ local at_us = now_us()
 local now_ms = to_ms(at_us)
 
 local function count(spent_by, saved_by, calls_by)
-  redis.call('HINCRBY', KEYS[3], 'spent', string.format('%.0f', spent_by))
-  redis.call('HINCRBY', KEYS[3], 'saved', string.format('%.0f', saved_by))
+  redis.call('HINCRBY', KEYS[3], 'spent', string.format('%d', spent_by))
+  redis.call('HINCRBY', KEYS[3], 'saved', string.format('%d', saved_by))
   if calls_by > 0 then
     redis.call('HINCRBY', KEYS[3], 'calls', calls_by)
     redis.call('HINCRBY', KEYS[3], 'calls:' .. ARGV[4], calls_by)
@@ -55,7 +55,7 @@ if not pool and not known.over then
 end
 
 if budgets > 0 and cost > known.hold then
-  redis.call('HINCRBY', KEYS[3], 'overrun', string.format('%.0f', cost - known.hold))
+  redis.call('HINCRBY', KEYS[3], 'overrun', string.format('%d', cost - known.hold))
   saved = saved + cost - known.hold
   cost = known.hold
 end
