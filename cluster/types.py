@@ -188,6 +188,11 @@ class BudgetLine:
     def name(self) -> str:
         return f"{self.owner} {self.window}"
 
+    @property
+    def owner_and_window(self) -> tuple[str, str]:
+        """What names its sum, in Redis and in the ledger."""
+        return self.owner, self.window
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -205,6 +210,10 @@ class Placement:
     slots: int = 1
 
 
+TICKET_TTL_MS = 5_000
+"""How long a place in the queue outlives the last sign of life of its gateway."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueueTerms:
     """How a call may wait. `longest_queue` counts its class and the more urgent ones. Times in ms. A waiter
@@ -212,7 +221,7 @@ class QueueTerms:
 
     longest_queue: int
     longest_wait_ms: int
-    ticket_ttl_ms: int = 5_000
+    ticket_ttl_ms: int = TICKET_TTL_MS
     ageing_ms: int = 10_000
 
 
@@ -244,6 +253,11 @@ class AdmitRequest:
     epoch_id: str = ""
     queue: QueueTerms | None = None
     note: str = ""
+
+    @property
+    def budget_names(self) -> tuple[tuple[str, str], ...]:
+        """Owner and window of each budget."""
+        return tuple(line.owner_and_window for line in self.budgets)
 
 
 @dataclass(frozen=True, slots=True)

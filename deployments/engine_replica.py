@@ -19,6 +19,7 @@ from typing import NoReturn
 import psutil
 import ray
 
+from cluster.clock import SystemClock
 from cluster.config import PoolConfig
 from cluster.errors import SchedulerUnavailable
 from cluster.placement import memory_problem, pool_gpus
@@ -52,7 +53,7 @@ class EngineReplica:
             phase=ReplicaPhase.STARTING,
             node=_node_name(),
             pid=os.getpid(),
-            epoch=time.time_ns() // 1_000_000,
+            epoch=SystemClock().now_ms(),
             max_concurrency=self.pool.max_concurrency,
             max_outstanding_tokens=self.pool.max_outstanding_tokens,
             simulated=self.simulated,

@@ -51,6 +51,18 @@ class RunningEngine:
     def running(self) -> int:
         return self.application[ENGINE].slots.running
 
+    async def until_running(self, within_s: float = 10.0) -> None:
+        """A call has reached it."""
+        async with asyncio.timeout(within_s):
+            while not self.running:
+                await asyncio.sleep(0.005)
+
+    async def until_idle(self, within_s: float = 1.0) -> None:
+        """Its calls have ended, or were aborted."""
+        async with asyncio.timeout(within_s):
+            while self.running:
+                await asyncio.sleep(0.005)
+
     async def die(self) -> None:
         """As a killed process: connections break, and there is no goodbye in the directory."""
         self.beat.cancel()
@@ -107,6 +119,18 @@ class GatewayUnderTest:
             with suppress(SchedulerUnavailable):
                 await self.scheduler.heartbeat(state)
 
+    async def replace_engine(self, gone: str, replica_id: str, **settings: Any) -> RunningEngine:
+        """Another one in its pool, with other settings."""
+        engine = self.engines[gone]
+        await engine.die()
+        await self.scheduler.deregister(engine.state)
+        return await self.add_engine(engine.state.pool, replica_id, **settings)
+
+    async def until_leases(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while await self.leases() < count:
+                await asyncio.sleep(0.01)
+
     def post(
         self, body: dict[str, Any], *, path: str = "/chat/completions", key: str | None = None, **headers: str
     ) -> Any:
@@ -157,7 +181,7 @@ class GatewayUnderTest:
     async def leases(self) -> int:
         return sum([(await self.scheduler.pool_load(pool)).leases for pool in ("specialist", "reserve")])
 
-    async def until_no_lease(self, within_s: float = 10.0) -> None:
+    async def until_no_lease(self, within_s: float = 2.0) -> None:
         async with asyncio.timeout(within_s):
             while await self.leases():
                 await asyncio.sleep(0.02)
@@ -199,6 +223,12 @@ def _serve(runtime: Runtime) -> None:
         await asyncio.Event().wait()
 
     asyncio.run(serve())
+
+
+def cost_of(answer: dict[str, Any]) -> int:
+    """Micro-USD of a call on the small tier of tests/configs.py."""
+    usage = answer["usage"]
+    return -(-(usage["prompt_tokens"] * 100_000 + usage["completion_tokens"] * 1_000_000) // 10**6)
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 
 from cluster.clock import Clock
 from cluster.scheduler.snapshot import FleetSnapshot
@@ -38,17 +37,18 @@ class LocalAdmission:
     def admit(self, request: AdmitRequest, snapshot: FleetSnapshot, *, hard: bool) -> Grant | Refusal:
         """`hard`: the call draws on a budget that must not be overspent."""
         self.decisions += 1
-        refusal = self._money_refusal(request, hard=hard) if request.step == 0 else None
-        chosen = None if refusal else self._choose(request, snapshot)
-        if isinstance(chosen, Refusal) or chosen is None:
-            return refusal or chosen or Refusal(RefusalReason.NO_REPLICA, RETRY_AFTER_MS)
-        refusal = self._rate_refusal(request, snapshot.gateways) if request.step == 0 else None
-        if refusal is not None:
+        is_new = request.step == 0  # a later step has its money and its rates
+        if is_new and (refusal := self._money_refusal(request, hard=hard)):
             return refusal
-        candidate, replica = chosen
-        if request.step == 0 and request.budgets:
+        chosen = self._choose(request, snapshot)
+        if isinstance(chosen, Refusal):
+            return chosen
+        if is_new:
+            if refusal := self._rate_refusal(request, snapshot.gateways):
+                return refusal
             for line in request.budgets:
                 self._soft_micro_usd[line.name] += request.hold_micro_usd
+        candidate, replica = chosen
         self.ended(request.request_id)
         self._running[request.request_id] = replica.replica_id
         self._load[replica.replica_id] += 1
@@ -107,7 +107,7 @@ class LocalAdmission:
 
     def _choose(
         self, request: AdmitRequest, snapshot: FleetSnapshot
-    ) -> tuple[Candidate, ReplicaState] | Refusal | None:
+    ) -> tuple[Candidate, ReplicaState] | Refusal:
         """Two random replicas, the one with less of this gateway's own load, within its share of the
         slots."""
         live_tier = None
@@ -126,8 +126,8 @@ class LocalAdmission:
                 best = min(pick, key=self._load_of)
                 if self._load_of(best) < -(-best.max_concurrency // snapshot.gateways):
                     return candidate, best
-        return Refusal(RefusalReason.CAPACITY, RETRY_AFTER_MS) if live_tier is not None else None
+        reason = RefusalReason.NO_REPLICA if live_tier is None else RefusalReason.CAPACITY
+        return Refusal(reason, RETRY_AFTER_MS)
 
-    @property
-    def _load_of(self) -> Callable[[ReplicaState], int]:
-        return lambda replica: self._load[replica.replica_id]
+    def _load_of(self, replica: ReplicaState) -> int:
+        return self._load[replica.replica_id]

@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from cluster.scheduler.memory_pool import Ranking, Terms
-from cluster.scheduler.scheduler import CLASSES
+from cluster.scheduler.scheduler import CLASS_SPAN, CLASSES
 from cluster.types import Candidate
 
-CLASS = 2**50
 VIRTUAL = 1000
 """Virtual time per token at weight 1."""
 
@@ -61,12 +60,12 @@ class Queue:
 
     def predicted_wait_ms(self, level: int, finish: int, slots: int, service_us: int) -> int:
         """From how many are served before a ticket of this class and finish time."""
-        ahead = self.order.below(level * CLASS + finish)
+        ahead = self.order.below(level * CLASS_SPAN + finish)
         return -(-(ahead + 1) * service_us // (1000 * max(1, slots)))
 
     def join(self, ticket: Ticket, finish: int, now_ms: int) -> None:
         self._last[ticket.level, ticket.tenant] = finish
-        self.order.put(ticket.request_id, ticket.level * CLASS + finish)
+        self.order.put(ticket.request_id, ticket.level * CLASS_SPAN + finish)
         self.tickets[ticket.request_id] = ticket
         self.ends_ms[ticket.request_id] = min(ticket.deadline_ms, now_ms + ticket.ticket_ttl_ms)
 
@@ -93,8 +92,8 @@ class Queue:
         return best
 
     def _first_of(self, level: int, now_ms: int, offset: int) -> Ticket | None:
-        place = self.order.below(level * CLASS) + offset
-        while (found := self.order.at(place)) is not None and found[0] < (level + 1) * CLASS:
+        place = self.order.below(level * CLASS_SPAN) + offset
+        while (found := self.order.at(place)) is not None and found[0] < (level + 1) * CLASS_SPAN:
             request_id = found[1]
             if self.ends_ms[request_id] > now_ms:
                 return self.tickets[request_id]
@@ -104,7 +103,7 @@ class Queue:
     def granted(self, request_id: str) -> None:
         """The virtual clock of a class is the finish time of who was served last."""
         ticket = self.tickets[request_id]
-        self._clock[ticket.level] = self.order.score(request_id) - ticket.level * CLASS
+        self._clock[ticket.level] = self.order.score(request_id) - ticket.level * CLASS_SPAN
         self.leave(request_id)
 
     def renew(self, request_id: str, ticket_ttl_ms: int, now_ms: int) -> None:
@@ -117,7 +116,7 @@ class Queue:
 
     def as_urgent(self, level: int) -> int:
         """Who waits in this class and the more urgent ones."""
-        return self.order.below((level + 1) * CLASS)
+        return self.order.below((level + 1) * CLASS_SPAN)
 
     def waiting(self, level: int) -> int:
-        return self.order.below((level + 1) * CLASS) - self.order.below(level * CLASS)
+        return self.order.below((level + 1) * CLASS_SPAN) - self.order.below(level * CLASS_SPAN)

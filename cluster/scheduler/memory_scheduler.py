@@ -608,7 +608,7 @@ def _reservation_of(request: AdmitRequest) -> _Reservation:
         pool="",
         hold=request.hold_micro_usd,
         rates=tuple((rate.bucket, rate.increment_us) for rate in request.rates),
-        budgets=tuple((line.owner, line.window) for line in request.budgets),
+        budgets=request.budget_names,
         note=request.note,
         forget_at_ms=0,
     )

@@ -19,6 +19,7 @@ from cluster.clock import Clock
 from cluster.scheduler import scripts
 from cluster.scheduler.redis_connection import unavailable_on_error
 from cluster.scheduler.scheduler import (
+    CLASS_SPAN,
     CLASSES,
     DEAD_AFTER_MS,
     EXPIRED_PER_REAP,
@@ -285,9 +286,7 @@ class RedisScheduler:
                 ],
             )
             if reply[0] == 1:
-                lost.append(
-                    Lost(request_id, reply[1], note, tuple((owner, window) for owner, window in budgets))
-                )
+                lost.append(Lost(request_id, reply[1], note, budgets))
         return tuple(lost)
 
     async def rebuild(self, spent: Sequence[tuple[BudgetLine, int]], grace_ms: int = REBUILD_GRACE_MS) -> str:
@@ -402,7 +401,7 @@ class RedisScheduler:
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.zcount(keys.leases(pool), f"({now_ms}", "+inf")
                 for number in range(len(CLASSES)):
-                    pipeline.zcount(keys.queue(pool), number * _CLASS, f"({(number + 1) * _CLASS}")
+                    pipeline.zcount(keys.queue(pool), number * CLASS_SPAN, f"({(number + 1) * CLASS_SPAN}")
                 for replica_id in replica_ids:
                     pipeline.get(keys.replica(replica_id))
                     pipeline.hmget(keys.load(pool), f"{replica_id}|req", f"{replica_id}|tok")
@@ -441,9 +440,6 @@ class RedisScheduler:
 
     def _today(self) -> str:
         return keys.utc_day(self._clock.now_ms())
-
-
-_CLASS = 2**50  # as in lua/_queue.lua
 
 
 def spend_of(sums: dict[str, int]) -> Spend:
@@ -491,20 +487,20 @@ def _note_of(request: AdmitRequest) -> str:
     return json.dumps(
         {
             "rates": [(rate.bucket, rate.increment_us) for rate in request.rates],
-            "budgets": [(line.owner, line.window) for line in request.budgets],
+            "budgets": request.budget_names,
             "note": request.note,
         },
         separators=(",", ":"),
     )
 
 
-def _parse_note(row: str | None) -> tuple[list[tuple[str, int]], list[tuple[str, str]], str]:
+def _parse_note(row: str | None) -> tuple[list[tuple[str, int]], tuple[tuple[str, str], ...], str]:
     """From a reservation: rates, budgets and note; empty where it is over."""
     state, *rest = (row or "").split("|", maxsplit=4)
     if state not in ("open", "waiting"):
-        return [], [], ""
+        return [], (), ""
     note = json.loads(rest[3])
-    return note["rates"], note["budgets"], note["note"]
+    return note["rates"], tuple((owner, window) for owner, window in note["budgets"]), note["note"]
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

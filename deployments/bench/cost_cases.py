@@ -124,7 +124,7 @@ class Case:
             cost_micro_usd=HOLD_MICRO_USD // 2,
             saved_micro_usd=10,
             rates=tuple((bucket, 100) for bucket in token_buckets),
-            budgets=tuple((line.owner, line.window) for line in self.budget_lines()),
+            budgets=tuple(line.owner_and_window for line in self.budget_lines()),
         )
 
 

@@ -20,6 +20,7 @@ from cluster.scheduler.redis_connection import connect
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import HEARTBEAT_PERIOD_S
 from cluster.types import (
+    TICKET_TTL_MS,
     AdmitRequest,
     Candidate,
     Grant,
@@ -35,7 +36,7 @@ from cluster.types import (
 from deployments.bench.arrivals import MEAN_SERVICE_S, Arrival, Fleet
 from deployments.bench.overload import Outcome
 from deployments.bench.throw_away_valkey import throw_away_valkey
-from deployments.gateway.leases import LEASE_TTL_MS, POLL_S, TICK_S, TICKET_TTL_MS
+from deployments.gateway.leases import LEASE_TTL_MS, POLL_S, TICK_S
 from deployments.gateway.waiting_room import WaitingRoom
 
 GATEWAY = "bench"
@@ -106,7 +107,6 @@ class SpratQueue:
             queue=QueueTerms(
                 longest_queue=DEFAULTS.longest_queue,
                 longest_wait_ms=left_ms,
-                ticket_ttl_ms=TICKET_TTL_MS,
                 ageing_ms=int(DEFAULTS.ageing_s * 1000),
             ),
         )

@@ -7,15 +7,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from cluster.ledger import Ledger
+from cluster.ledger import Ledger, SumName
 from cluster.scheduler.scheduler import Scheduler
 from cluster.types import BudgetLine
 
 LINES_KEPT = 10_000
 """Budgets of earlier calls that are raised without being asked for; an older one waits for its next call."""
-
-Name = tuple[str, str]
-"""Owner and window."""
 
 
 class BudgetRebuild:
@@ -30,9 +27,9 @@ class BudgetRebuild:
         self._scheduler = scheduler
         self._ledger = ledger
         self._grace_ms = grace_ms
-        self._lines: dict[Name, BudgetLine] = {}
-        self._raised: set[Name] = set()
-        self._doubted: set[Name] = set()
+        self._lines: dict[SumName, BudgetLine] = {}
+        self._raised: set[SumName] = set()
+        self._doubted: set[SumName] = set()
         self._raising = asyncio.Lock()
         self.epoch = ""
 
@@ -58,7 +55,7 @@ class BudgetRebuild:
         self._doubted.update(self._raised)
         self._raised.clear()
 
-    def doubt(self, names: Iterable[Name]) -> None:
+    def doubt(self, names: Iterable[SumName]) -> None:
         """Redis did not know a call that was booked on these budgets."""
         self._doubted.update(names)
         self._raised.difference_update(names)
@@ -70,25 +67,28 @@ class BudgetRebuild:
     async def ensure(self, lines: Sequence[BudgetLine]) -> None:
         """Raises SchedulerUnavailable, or StoreUnavailable: a budget that is not known must not be drawn
         on."""
-        if any((line.owner, line.window) not in self._raised for line in lines):
+        if self._missing(lines):
             async with self._raising:
                 if not self.epoch:
                     await self.advance()
-                await self._raise([line for line in lines if (line.owner, line.window) not in self._raised])
+                await self._raise(self._missing(lines))
 
     async def raise_doubtful(self) -> None:
         """Those of earlier calls that are in doubt."""
-        await self.ensure([line for name, line in self._lines.items() if name not in self._raised])
+        await self.ensure(tuple(self._lines.values()))
+
+    def _missing(self, lines: Sequence[BudgetLine]) -> list[BudgetLine]:
+        return [line for line in lines if line.owner_and_window not in self._raised]
 
     async def _raise(self, lines: Sequence[BudgetLine]) -> None:
         if not lines:
             return
         epoch_id = self.epoch_id
         self._doubted.clear()
-        names = [(line.owner, line.window) for line in lines]
+        names = [line.owner_and_window for line in lines]
         sums = await asyncio.to_thread(self._ledger.spent, names)
         epoch = await self._scheduler.rebuild(
-            [(line, sums[line.owner, line.window]) for line in lines], self._grace_ms
+            [(line, sums[line.owner_and_window]) for line in lines], self._grace_ms
         )
         self._lines.update(zip(names, lines, strict=True))
         while len(self._lines) > LINES_KEPT:

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from cluster.clock import SystemClock
 from cluster.cost import usd
 from cluster.errors import (
     AtCapacity,
@@ -51,6 +52,8 @@ from deployments.gateway.tasks import raise_if_cancelled
 
 logger = logging.getLogger("ray.serve")
 
+
+CLOCK = SystemClock()
 
 NOTHING = Usage(0, 0)
 """What is owed for a call that no engine took."""
@@ -137,7 +140,7 @@ class Call:
         if request is None:
             return
         self.context.leases.release(self.request_id)
-        budgets = tuple((line.owner, line.window) for line in request.budgets)
+        budgets = request.budget_names
         if self._usage == NOTHING:
             refunds = rate_refunds(self.key, request.tokens)
             self.context.settling.cancel(
@@ -175,7 +178,7 @@ class Call:
             saved_micro_usd=self.saved_micro_usd() + self.cost_micro_usd() - charged_micro_usd,
             engine_ms=round((time.monotonic() - self._granted_s) * 1000),
             admitted_at_ms=self._admitted_ms,
-            settled_at_ms=_now_ms(),
+            settled_at_ms=CLOCK.now_ms(),
         )
 
     # Telling.
@@ -232,7 +235,7 @@ class Call:
     def _admission_request(self) -> AdmitRequest:
         """Later steps run inside the hold, the rates and the windows of the first."""
         if self._request is None:
-            self._admitted_ms = _now_ms()
+            self._admitted_ms = CLOCK.now_ms()
             return self.context.terms.request(
                 self.request_id,
                 self.key,
@@ -345,10 +348,6 @@ def _usage_of_answer(raw: bytes) -> Usage:
         return sse.usage_from(orjson.loads(raw))
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise EngineFailed("The engine sent an answer that cannot be read.") from error
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _refusal(status: int, raw: bytes) -> Exception:

@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from cluster.clock import SystemClock
 from cluster.errors import SchedulerUnavailable, StoreUnavailable
 from cluster.ledger import Ledger, LedgerEntry
 from cluster.scheduler.guarded_scheduler import GuardedScheduler
 from cluster.scheduler.local_admission import LOCAL_FENCE
 from cluster.scheduler.redis_scheduler import GrantNotice
 from cluster.scheduler.snapshot import FleetSnapshot
-from cluster.types import AdmitRequest, Grant, HeldLease, Lost, SettleRequest
+from cluster.types import TICKET_TTL_MS, AdmitRequest, Grant, HeldLease, Lost, SettleRequest
 from deployments.gateway.admission import Admission
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.settling import Settling
@@ -31,7 +32,6 @@ LEASE_TTL_MS = 15_000
 TICK_S = 1.0
 TICKS_PER_RENEWAL = 5
 POLL_S = 0.2
-TICKET_TTL_MS = 5_000
 
 KNOWN_ELSEWHERE = -1
 """Fence of a call that this gateway decided alone, while the store turned out to know it already."""
@@ -182,7 +182,7 @@ class LeaseKeeper:
                 SettleRequest(
                     request_id=running.request.request_id,
                     pools=(grant.candidate.pool,),
-                    budgets=tuple((line.owner, line.window) for line in running.request.budgets),
+                    budgets=running.request.budget_names,
                     cancelled=True,
                 )
             )
@@ -247,5 +247,5 @@ def entry_of_lost(lost: Lost) -> LedgerEntry:
         saved_micro_usd=0,
         engine_ms=0,
         admitted_at_ms=note["admitted_ms"],
-        settled_at_ms=time.time_ns() // 1_000_000,
+        settled_at_ms=SystemClock().now_ms(),
     )

@@ -60,7 +60,7 @@ class Settling:
         self._at = journal.begin
         self._acknowledged: set[Position] = set()
         self._sending: dict[Position, asyncio.Task[None]] = {}
-        self._cancelling: set[asyncio.Task[None]] = set()
+        self._unjournalled: set[asyncio.Task[None]] = set()
         self._unsent: deque[SettleRequest] = deque(maxlen=UNSENT)
         self._copying = asyncio.Lock()
         self._ledger_reachable = True
@@ -76,14 +76,14 @@ class Settling:
         except SpratError as error:
             # Redis still hears of it; only a second failure, of Redis, would lose this call's money.
             logger.error("%s is not in the journal: %s", request.request_id, error)  # noqa: TRY400
-            self._start(self._cancelling, self._send_unjournalled(request))
+            self._start_unjournalled(request)
             return
         self._sending[position] = asyncio.create_task(self._send(request, position))
 
     def cancel(self, request: SettleRequest) -> None:
         """A call that never ran: no money, so no journal. Should Redis never hear of it, `reap` refunds
         it."""
-        self._start(self._cancelling, self._send_unjournalled(request))
+        self._start_unjournalled(request)
 
     def lost(self, entry: LedgerEntry) -> None:
         """A charge that `reap` made: Redis has it already."""
@@ -99,7 +99,7 @@ class Settling:
 
     @property
     def open(self) -> int:
-        return len(self._sending) + len(self._cancelling)
+        return len(self._sending) + len(self._unjournalled)
 
     def alive(self) -> bool:
         return not any(task.done() for task in self._tasks)
@@ -118,7 +118,7 @@ class Settling:
                 await asyncio.to_thread(self._journal.drop_before, after)
 
     async def close(self) -> None:
-        for pending in (set(self._sending.values()), set(self._cancelling)):
+        for pending in (set(self._sending.values()), set(self._unjournalled)):
             if pending:
                 await asyncio.wait(pending, timeout=5)
         for task in self._tasks:
@@ -160,11 +160,10 @@ class Settling:
         if len(self._acknowledged) < KNOWN_TO_REDIS:
             self._acknowledged.add(position)
 
-    @staticmethod
-    def _start(kept: set[asyncio.Task[None]], coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        kept.add(task)
-        task.add_done_callback(kept.discard)
+    def _start_unjournalled(self, request: SettleRequest) -> None:
+        task = asyncio.create_task(self._send_unjournalled(request))
+        self._unjournalled.add(task)
+        task.add_done_callback(self._unjournalled.discard)
 
     # Ledger.
 

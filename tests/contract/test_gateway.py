@@ -183,9 +183,7 @@ async def test_a_full_pool_is_429_where_nobody_may_wait(
     async with running_gateway(valkey_url, tmp_path, scheduler__longest_queue=0) as gateway:
         engine = await gateway.add_engine("specialist", "s1", cap=1, profile=SLOW)
         first = asyncio.create_task(_complete(gateway, {"model": "small", "max_tokens": 40}))
-        async with asyncio.timeout(2):
-            while not engine.running:
-                await asyncio.sleep(0.01)
+        await engine.until_running(within_s=2)
         async with gateway.post({"model": "small"}) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (429, "at_capacity")
             assert int(response.headers["retry-after"]) >= 1
@@ -287,9 +285,7 @@ async def test_a_client_that_leaves_stops_the_engine_and_settles(
     engine = await gateway.add_engine("specialist", "s1", profile=SLOW)
 
     call = asyncio.create_task(_complete(gateway, {"model": "small", "stream": stream, "max_tokens": 200}))
-    async with asyncio.timeout(2):
-        while not engine.running:
-            await asyncio.sleep(0.01)
+    await engine.until_running(within_s=2)
     await asyncio.sleep(0.2)
     call.cancel()
 
@@ -342,9 +338,7 @@ async def test_an_engine_that_talks_nonsense_is_a_clean_error(
 async def test_a_gateway_that_stops_lets_running_calls_end(gateway: GatewayUnderTest) -> None:
     engine = await gateway.add_engine("specialist", "s1", profile=SLOW)
     call = asyncio.create_task(_complete(gateway, {"model": "small", "max_tokens": 40}))
-    async with asyncio.timeout(2):
-        while not engine.running:
-            await asyncio.sleep(0.01)
+    await engine.until_running(within_s=2)
 
     await gateway.gateway.close(drain_s=5)
 

@@ -156,15 +156,11 @@ async def test_a_client_that_leaves_pays_for_what_ran(gateway: GatewayUnderTest,
     key, key_id = gateway.new_key(total(DOLLAR))
     engine = await gateway.add_engine("specialist", "s1", profile=SLOW)
     call = asyncio.create_task(gateway.ask(SMALL | {"max_tokens": 200, "stream": stream}, key=key))
-    async with asyncio.timeout(10):
-        while not engine.running:
-            await asyncio.sleep(0.005)
+    await engine.until_running()
     await asyncio.sleep(0.2)
 
     call.cancel()
-    async with asyncio.timeout(5):
-        while engine.running:
-            await asyncio.sleep(0.005)
+    await engine.until_idle()
     await gateway.until_no_lease()
     await gateway.until_settled()
 
@@ -206,9 +202,7 @@ class TestIdempotencyKey:
         engine = await gateway.add_engine("specialist", "s1", profile=SLOW)
         body = SMALL | {"max_tokens": 60}
         first = asyncio.create_task(gateway.ask(body, idempotency_key="abc"))
-        async with asyncio.timeout(10):
-            while not engine.running:
-                await asyncio.sleep(0.005)
+        await engine.until_running()
 
         assert await gateway.ask(body, idempotency_key="abc") == (409, "idempotency_key_in_use")
 
@@ -223,9 +217,7 @@ class TestIdempotencyKey:
         engine = await gateway.add_engine("specialist", "s1", profile=SLOW)
         body = SMALL | {"max_tokens": 60}
         first = asyncio.create_task(gateway.ask(body, idempotency_key="abc"))
-        async with asyncio.timeout(10):
-            while not engine.running:
-                await asyncio.sleep(0.005)
+        await engine.until_running()
         first.cancel()
         await gateway.until_no_lease()
 

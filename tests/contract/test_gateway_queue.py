@@ -29,17 +29,11 @@ async def gateway(
         yield running
 
 
-async def until(condition: Any, within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def busy(gateway: GatewayUnderTest, *, tokens: int = 40) -> tuple[RunningEngine, asyncio.Task[Any]]:
     """One replica with one slot, and a call in it."""
     engine = await gateway.add_engine("specialist", "s1", cap=1, profile=SLOW)
     first = asyncio.create_task(gateway.ask(SMALL | {"max_tokens": tokens}))
-    await until(lambda: engine.running)
+    await engine.until_running()
     return engine, first
 
 
@@ -144,7 +138,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once(
         assert (await first)[0] == 200
         await gateway.until_settled()
         again = asyncio.create_task(gateway.ask(SMALL | {"max_tokens": 100}))
-        await until(lambda: engine.running)
+        await engine.until_running()
 
         async with asyncio.timeout(0.25):
             assert await gateway.ask(SMALL, x_sprat_deadline_ms="300") == (429, "wait_too_long")

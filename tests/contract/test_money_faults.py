@@ -18,7 +18,7 @@ import pytest
 from cluster.errors import StoreUnavailable
 from cluster.tenants import Budget, BudgetWindow, key_owner
 from tests.fault_matrix import fault
-from tests.gateways import FAST, GatewayUnderTest, running_gateway
+from tests.gateways import FAST, GatewayUnderTest, cost_of, running_gateway
 from tests.own_valkey import OwnValkey, own_valkey
 from tests.postgres import RunningPostgres
 
@@ -36,12 +36,6 @@ SECONDS = float(os.environ.get("SPRAT_CHAOS_SECONDS", "8"))
 def valkey() -> Iterator[OwnValkey]:
     with own_valkey() as server:
         yield server
-
-
-def cost_of(answer: dict[str, Any]) -> int:
-    """Micro-USD on the small tier of tests/configs.py."""
-    usage = answer["usage"]
-    return -(-(usage["prompt_tokens"] * 100_000 + usage["completion_tokens"] * 1_000_000) // 10**6)
 
 
 class Workers:

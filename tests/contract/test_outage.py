@@ -20,7 +20,7 @@ import pytest
 
 from cluster.tenants import Budget, BudgetWindow, RateLimit, key_owner
 from tests.fault_matrix import fault
-from tests.gateways import FAST, GatewayProcess, GatewayUnderTest, running_gateway
+from tests.gateways import FAST, GatewayProcess, GatewayUnderTest, cost_of, running_gateway
 from tests.own_valkey import OwnValkey, own_valkey
 
 pytestmark = pytest.mark.contract
@@ -196,14 +196,10 @@ async def test_killed_and_started_again_empty(
 )
 async def test_flushed_under_running_calls(valkey: OwnValkey, tmp_path: Path) -> None:
     async with gateway_on(valkey, tmp_path) as gateway:
-        await gateway.engines["s1"].die()
-        await gateway.scheduler.deregister(gateway.engines["s1"].state)
-        await gateway.add_engine("specialist", "s2", cap=2, profile=SLOW)
+        await gateway.replace_engine("s1", "s2", cap=2, profile=SLOW)
         key, key_id = gateway.new_key(total(DOLLAR))
         running = [asyncio.create_task(gateway.ask(SMALL | {"max_tokens": 200}, key=key)) for _ in range(2)]
-        async with asyncio.timeout(10):
-            while (await gateway.scheduler.pool_load("specialist")).leases < 2:
-                await asyncio.sleep(0.01)
+        await gateway.until_leases(2)
         held = (await gateway.budget(key_owner(key_id)))[1]
 
         valkey.command("FLUSHALL")
@@ -267,15 +263,11 @@ async def test_out_of_memory_still_frees_slots_and_counts_money(
     valkey: OwnValkey, tmp_path: Path, recovered: Recovered
 ) -> None:
     async with gateway_on(valkey, tmp_path) as gateway:
-        await gateway.engines["s1"].die()
-        await gateway.scheduler.deregister(gateway.engines["s1"].state)
-        await gateway.add_engine("specialist", "s2", cap=2, profile=SLOW)
+        await gateway.replace_engine("s1", "s2", cap=2, profile=SLOW)
         await asyncio.sleep(1.1)
         key, key_id = gateway.new_key(total(DOLLAR))
         running = asyncio.create_task(gateway.ask(SMALL | {"max_tokens": 60}, key=key))
-        async with asyncio.timeout(10):
-            while not (await gateway.scheduler.pool_load("specialist")).leases:
-                await asyncio.sleep(0.01)
+        await gateway.until_leases(1)
         valkey.command("CONFIG", "SET", "maxmemory", "1")
 
         assert (await running)[0] == 200
@@ -396,15 +388,11 @@ async def test_settles_of_an_outage_are_replayed_once(
     valkey: OwnValkey, tmp_path: Path, recovered: Recovered
 ) -> None:
     async with gateway_on(valkey, tmp_path) as gateway:
-        await gateway.engines["s1"].die()
-        await gateway.scheduler.deregister(gateway.engines["s1"].state)
-        await gateway.add_engine("specialist", "s2", cap=8, profile=SLOW)
+        await gateway.replace_engine("s1", "s2", cap=8, profile=SLOW)
         await asyncio.sleep(1.1)
         key, key_id = gateway.new_key(total(DOLLAR))
         running = [asyncio.create_task(gateway.ask(SMALL | {"max_tokens": 60}, key=key)) for _ in range(4)]
-        async with asyncio.timeout(10):
-            while (await gateway.scheduler.pool_load("specialist")).leases < 4:
-                await asyncio.sleep(0.01)
+        await gateway.until_leases(4)
         valkey.hang()
         answers = await asyncio.gather(*running)
         assert [status for status, _ in answers] == [200] * 4
@@ -412,10 +400,7 @@ async def test_settles_of_an_outage_are_replayed_once(
         valkey.go_on()
         recovered(await everything_is_back(gateway))
 
-        expected = sum(
-            -(-(a["usage"]["prompt_tokens"] * 100_000 + a["usage"]["completion_tokens"] * 1_000_000) // 10**6)
-            for _, a in answers
-        )
+        expected = sum(cost_of(answer) for _, answer in answers)
         assert await spent_as_in_the_ledger(gateway, key_id) == expected
         await gateway.until_no_lease()
 
@@ -428,14 +413,10 @@ async def test_waiters_go_on_without_the_queue(
     valkey: OwnValkey, tmp_path: Path, recovered: Recovered
 ) -> None:
     async with gateway_on(valkey, tmp_path) as gateway:
-        await gateway.engines["s1"].die()
-        await gateway.scheduler.deregister(gateway.engines["s1"].state)
-        await gateway.add_engine("specialist", "s2", cap=1, profile=SLOW)
+        await gateway.replace_engine("s1", "s2", cap=1, profile=SLOW)
         key, key_id = gateway.new_key(total(DOLLAR))
         first = asyncio.create_task(gateway.ask(SMALL | {"max_tokens": 100}, key=key))
-        async with asyncio.timeout(10):
-            while not (await gateway.scheduler.pool_load("specialist")).leases:
-                await asyncio.sleep(0.01)
+        await gateway.until_leases(1)
         second = asyncio.create_task(gateway.ask(SMALL, key=key))
         async with asyncio.timeout(10):
             while not sum((await gateway.scheduler.pool_load("specialist")).waiting):
@@ -447,10 +428,7 @@ async def test_waiters_go_on_without_the_queue(
         assert [status for status, _ in answers] == [200, 200]
         valkey.go_on()
         recovered(await everything_is_back(gateway))
-        paid = sum(
-            -(-(a["usage"]["prompt_tokens"] * 100_000 + a["usage"]["completion_tokens"] * 1_000_000) // 10**6)
-            for _, a in answers
-        )
+        paid = sum(cost_of(answer) for _, answer in answers)
         assert await spent_as_in_the_ledger(gateway, key_id) == paid
         await gateway.until_no_lease()
 
@@ -490,9 +468,7 @@ async def test_a_gateway_that_dies_leaves_nothing_behind(
     had been sent to an engine for some seconds, refunded if it waited."""
     async with gateway_on(valkey, tmp_path) as survivor:
         key, key_id = survivor.new_key(total(DOLLAR))
-        await survivor.engines["s1"].die()
-        await survivor.scheduler.deregister(survivor.engines["s1"].state)
-        engine = await survivor.add_engine("specialist", "s2", cap=1, profile=SLOW)
+        engine = await survivor.replace_engine("s1", "s2", cap=1, profile=SLOW)
         doomed = GatewayProcess(valkey.url, tmp_path)
         try:
             async with asyncio.timeout(20):
@@ -511,9 +487,7 @@ async def test_a_gateway_that_dies_leaves_nothing_behind(
         started = time.monotonic()
         ends = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(end, aiohttp.ClientError) for end in ends)
-        async with asyncio.timeout(5):
-            while engine.running:
-                await asyncio.sleep(0.01)
+        await engine.until_idle()
 
         async with asyncio.timeout(2 * 15):
             while (await survivor.budget(key_owner(key_id)))[1] or await survivor.leases():
