@@ -36,8 +36,15 @@ def load(pool: str) -> str:
     return f"{TAG}:load:{pool}"
 
 
+def lines(pool: str) -> str:
+    """zset, all scores 0: `<class>|<length of tenant>|<tenant>|<number>|<virtual cost>|<request id>` of those
+    who wait, so each tenant's in the order they came."""
+    return f"{TAG}:line:{pool}"
+
+
 def queue(pool: str) -> str:
-    """zset: waiting request by class * 2^50 + virtual finish time."""
+    """zset: `<class>|<length of tenant>|<tenant>|` of tenants with a waiter, by class * 2^50 + the virtual
+    time at which their first one would end."""
     return f"{TAG}:q:{pool}"
 
 
@@ -53,18 +60,20 @@ def waits(pool: str) -> str:
 
 
 def virtual_time(pool: str) -> str:
-    """hash: `clock|<class>` and `last|<class>|<tenant>`: virtual time and last finish time; gone when nobody
-    waits."""
+    """hash: the `number` of the last waiter; per class the virtual `clock`, the sum of `weight`s, and
+    `place_us`, how long a wait took for each place; per tenant `last`, up to when it was served, and its
+    `weight`. Gone when nobody waits."""
     return f"{TAG}:vt:{pool}"
 
 
 def of_pool(pool: str) -> list[str]:
-    """The eight keys of a pool in the order that `lua/_pool.lua` expects."""
+    """The nine keys of a pool in the order that `lua/_pool.lua` expects."""
     return [
         leases(pool),
         lease_details(pool),
         replicas(pool),
         load(pool),
+        lines(pool),
         queue(pool),
         tickets(pool),
         waits(pool),

@@ -241,7 +241,7 @@ class MemoryScheduler:
     ) -> Grant | Waiting | Refusal:
         """In the pool that promises the shortest wait; the earlier candidate wins a tie."""
         level = CLASSES.index(request.priority)
-        wait_ms, option, finish = min(
+        wait_ms, option, ahead = min(
             (self._promise(request, option, level) for option in options), key=lambda promise: promise[0]
         )
         terms = request.queue
@@ -267,7 +267,9 @@ class MemoryScheduler:
             gateway=request.gateway,
             level=level,
             tenant=request.tenant,
+            weight=request.weight,
             tokens=request.tokens,
+            ahead=ahead,
             since_ms=now_ms,
             deadline_ms=now_ms + request.deadline_ms,
             ticket_ttl_ms=terms.ticket_ttl_ms,
@@ -279,7 +281,7 @@ class MemoryScheduler:
             look_at=LOOK_AT_REPLICAS + len(excluded),
             sent=sent,
         )
-        pool.queue.join(ticket, finish, now_ms)
+        pool.queue.join(ticket, now_ms)
         # A slot may be free: one that this request gave up, or that nobody ahead of it fits.
         if before is not None and before.pool != pool_name:
             self._pass_on(before.pool, before.freed, now_ms)
@@ -287,21 +289,20 @@ class MemoryScheduler:
         lease = pool.books.leases.get(request.request_id)
         if lease is not None:
             return _grant_of(request.request_id, request.step, lease)
-        position = pool.queue.position(request.request_id)
-        return Waiting(request.request_id, request.step, option.candidate, position, wait_ms)
+        return Waiting(request.request_id, request.step, option.candidate, ahead, wait_ms)
 
     def _promise(self, request: AdmitRequest, option: _Option, level: int) -> tuple[int, _Option, int]:
-        """The predicted wait, and the virtual finish time it follows from."""
+        """The predicted wait, and how many are served before."""
         pool, placement = self._pools[option.candidate.pool], option.placement
-        finish = pool.queue.finish_time(level, request.tenant, request.weight, request.tokens)
         service_us = pool.books.service_us
-        wait_ms = pool.queue.predicted_wait_ms(
+        ahead, wait_ms = pool.queue.predicted_wait_ms(
             level,
-            finish,
+            request.tenant,
+            request.weight,
             slots=placement.slots * len(pool.books.ready),
             service_us=placement.service_us if service_us is None else service_us,
         )
-        return wait_ms, option, finish
+        return wait_ms, option, ahead
 
     def _end_step_before(self, request_id: str, before: _Before | None, now_ms: int) -> bool:
         """True: an engine may have run it, so this is no call that never ran."""
@@ -311,7 +312,7 @@ class MemoryScheduler:
         if before.lease is not None:
             pool.books.learn_service_time(before.lease, now_ms)
             return before.lease.dispatched
-        ticket = pool.queue.leave(request_id)
+        ticket = pool.queue.leave(request_id, now_ms)
         return ticket is not None and ticket.sent
 
     def _reserve(self, request: AdmitRequest, known: _Reservation | None, pool: str, now_ms: int) -> None:
@@ -336,7 +337,7 @@ class MemoryScheduler:
         lease = pool.books.leases.get(request_id)
         if lease is not None:
             return _grant_of(request_id, waiting.step, lease)
-        if request_id not in pool.queue.order or pool.queue.tickets[request_id].deadline_ms <= now_ms:
+        if not pool.queue.is_in_line(request_id) or pool.queue.tickets[request_id].deadline_ms <= now_ms:
             return None
         pool.queue.renew(request_id, ticket_ttl_ms, now_ms)
         return replace(waiting, position=pool.queue.position(request_id), predicted_wait_ms=0)
@@ -346,7 +347,7 @@ class MemoryScheduler:
         fits nowhere, so that large calls are not overtaken for ever. One whose replicas are all gone or left
         out stops nobody."""
         pool = self._pools[pool_name]
-        passed: Counter[int] = Counter()
+        passed: Counter[str] = Counter()
         for _ in range(GRANTS_AT_ONCE):
             ticket = pool.queue.next(now_ms, passed)
             if ticket is None:
@@ -364,7 +365,7 @@ class MemoryScheduler:
             elif live:
                 return
             else:
-                passed[ticket.level] += 1
+                passed[ticket.owner] += 1
 
     def _grant(self, pool: _Pool, ticket: Ticket, replica_id: str, now_ms: int) -> None:
         lease = Lease(
@@ -378,7 +379,7 @@ class MemoryScheduler:
             dispatched=ticket.sent,
         )
         pool.books.begin_lease(ticket.request_id, lease)
-        pool.queue.granted(ticket.request_id)
+        pool.queue.granted(ticket.request_id, now_ms)
         if self._on_grant is not None:
             self._on_grant(ticket.gateway, _grant_of(ticket.request_id, ticket.step, lease))
 
@@ -436,7 +437,7 @@ class MemoryScheduler:
         """End the lease or the wait, and pass the slot on. True: an engine may have run the call."""
         pool = self._pools[pool_name]
         lease = pool.books.end_lease(request_id)
-        ticket = pool.queue.leave(request_id) if lease is None else None
+        ticket = pool.queue.leave(request_id, now_ms) if lease is None else None
         if lease is not None and learn:
             pool.books.learn_service_time(lease, now_ms)
         self._pass_on(pool_name, lease.replica_id if lease else None, now_ms)

@@ -19,7 +19,6 @@ from cluster.clock import Clock
 from cluster.scheduler import scripts
 from cluster.scheduler.redis_connection import unavailable_on_error
 from cluster.scheduler.scheduler import (
-    CLASS_SPAN,
     CLASSES,
     DEAD_AFTER_MS,
     EXPIRED_PER_REAP,
@@ -401,7 +400,7 @@ class RedisScheduler:
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.zcount(keys.leases(pool), f"({now_ms}", "+inf")
                 for number in range(len(CLASSES)):
-                    pipeline.zcount(keys.queue(pool), number * CLASS_SPAN, f"({(number + 1) * CLASS_SPAN}")
+                    pipeline.zlexcount(keys.lines(pool), f"[{number}", f"({number + 1}")
                 for replica_id in replica_ids:
                     pipeline.get(keys.replica(replica_id))
                     pipeline.hmget(keys.load(pool), f"{replica_id}|req", f"{replica_id}|tok")

@@ -27,6 +27,7 @@ async def books_in_redis(client: Redis, pools: Sequence[str], adapters: Sequence
             pipeline.hgetall(keys.lease_details(pool))
             pipeline.zrange(keys.replicas(pool), 0, -1, withscores=True)
             pipeline.hgetall(keys.load(pool))
+            pipeline.zrange(keys.lines(pool), 0, -1)
             pipeline.zrange(keys.queue(pool), 0, -1, withscores=True)
             pipeline.hgetall(keys.tickets(pool))
             pipeline.zrange(keys.waits(pool), 0, -1, withscores=True)
@@ -42,13 +43,14 @@ async def books_in_redis(client: Redis, pools: Sequence[str], adapters: Sequence
         found = iter(await pipeline.execute())
         for pool in pools:
             leases, details, ready, load = (next(found) for _ in range(4))
-            order, tickets, waits, virtual, directory = (next(found) for _ in range(5))
+            lines, turns, tickets, waits, virtual, directory = (next(found) for _ in range(6))
             state[pool] = {
                 "leases": _leases(leases, details),
                 "ready": _ranking(ready),
                 "replicas": _replicas(load, directory),
                 "service_us": int(load["#service_us"]) if "#service_us" in load else None,
-                "order": _ranking(order),
+                "lines": lines,
+                "turns": _ranking(turns),
                 "tickets": {id_: _ticket(json.loads(text)) for id_, text in tickets.items()},
                 "waits": dict(_ranking(waits)),
                 "virtual": {name: int(time) for name, time in virtual.items() if int(time)},
@@ -109,6 +111,7 @@ def _replicas(load: dict[str, str], directory: set[str]) -> dict[str, dict[str, 
 def _ticket(ticket: dict[str, Any]) -> tuple[Any, ...]:
     return (
         *(ticket["step"], ticket["class"], ticket["tenant"], ticket["tokens"], ticket["since"]),
+        *(ticket["weight"], ticket["ahead"]),
         *(ticket["deadline"], sorted(ticket["excluded"]), list(ticket["holders"]), ticket["sent"]),
     )
 
@@ -163,18 +166,32 @@ def _pool(books: PoolBooks, queue: Queue) -> State:
             for replica_id, each in books.replicas.items()
         },
         "service_us": books.service_us,
-        "order": [(name, score) for score, name in queue.order._order],
+        "lines": sorted(
+            f"{owner}{number:012d}|{queue.tickets[request_id].virtual_cost}|{request_id}"
+            for owner, line in queue.lines.items()
+            for request_id, number in line.items()
+        ),
+        "turns": [(name, score) for score, name in queue.turns._order],
         "tickets": {
             request_id: (
                 *(each.step, each.level, each.tenant, each.tokens, each.since_ms),
+                *(each.weight, each.ahead),
                 *(each.deadline_ms, sorted(each.excluded), list(each.holders), each.sent),
             )
             for request_id, each in queue.tickets.items()
         },
         "waits": queue.ends_ms,
         "virtual": {
-            **{f"clock|{level}": time for level, time in queue._clock.items() if time},
-            **{f"last|{level}|{tenant}": time for (level, tenant), time in queue._last.items() if time},
+            name: value
+            for name, value in (
+                ("number", queue._number),
+                *((f"clock|{level}", time) for level, time in queue._clock.items()),
+                *((f"place_us|{level}", time) for level, time in queue.place_us.items()),
+                *((f"weight|{level}", weight) for level, weight in queue._class_weight.items()),
+                *((f"last|{owner}", time) for owner, time in queue._last.items()),
+                *((f"weight|{owner}", weight) for owner, weight in queue._weight.items()),
+            )
+            if value
         },
         "holders": {
             adapter: [(name, score) for score, name in ranking._order]

@@ -58,7 +58,7 @@ BUDGETS = {
 NAMES = [(line.owner, line.window) for line in BUDGETS.values()]
 
 # Few values, so that ties happen.
-WEIGHTS = {"acme": 1, "bee": 1, "cat": 3}
+WEIGHTS = {"acme": 1, "a|1|é": 1, "cat": 3}
 REQUEST_RATE = RateCharge("requests:k1", 100_000, 10**6)
 RATES = [
     *[()] * 6,

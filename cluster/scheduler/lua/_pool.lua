@@ -1,9 +1,9 @@
 -- A pool's replicas and leases. The loader puts this text behind the shebang of the operations that name it.
--- A pool is eight keys in this order: lease, lease_info, reps, load, q, q_info, q_wait, vt (cluster/keys.py).
+-- A pool is nine keys in this order: lease, lease_info, reps, load, line, q, q_info, q_wait, vt (cluster/keys.py).
 -- Time: the server's own clock, never a gateway's. Numbers: Lua prints floats from 1e14 on, so larger ones
 -- (microseconds, products) are printed with '%d'; doubles are exact to 2^53.
 
-local POOL_KEYS = 8
+local POOL_KEYS = 9
 local FULL = 1000000000000 -- on the score of a replica at its cap: every free replica sorts before it
 
 local function now_us()
@@ -17,8 +17,8 @@ end
 
 local function pool_at(first, name)
   return { name = name, lease = KEYS[first], lease_info = KEYS[first + 1], reps = KEYS[first + 2],
-    load = KEYS[first + 3], q = KEYS[first + 4], q_info = KEYS[first + 5], q_wait = KEYS[first + 6],
-    vt = KEYS[first + 7] }
+    load = KEYS[first + 3], line = KEYS[first + 4], q = KEYS[first + 5], q_info = KEYS[first + 6],
+    q_wait = KEYS[first + 7], vt = KEYS[first + 8] }
 end
 
 -- The next fence. It rises with the clock, by 16 grants per ms: so it stays above every earlier one also after data

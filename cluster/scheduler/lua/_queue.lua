@@ -1,8 +1,13 @@
--- A pool's queue. Needs _pool.
--- q: request id by class * CLASS + virtual finish time. q_info: request id -> ticket (JSON), all that a grant
--- needs. q_wait: request id by the end of its wait, the earlier of its deadline and its gateway's last sign of
--- life plus the ticket TTL. vt: virtual clock (`clock|<class>`), last finish time (`last|<class>|<tenant>`).
--- Money and rate were taken when the request began to wait, so a grant touches pool keys alone.
+-- A pool's queue: the tenants of a class take turns, each tenant's waiters stand in a line. Needs _pool.
+-- line: `<class>|<length of tenant>|<tenant>|<number>|<virtual cost>|<request id>`, all with score 0, so in this order.
+--   The first three name a tenant in its class; the length makes that prefix unlike any other, whatever the name.
+-- q: such prefixes, of tenants with a waiter, by class * CLASS + the virtual time at which its first one would end.
+-- q_info: request id -> ticket (JSON), all that a grant needs. q_wait: request id by the end of its wait, the earlier
+-- of its deadline and its gateway's last sign of life plus the ticket TTL.
+-- vt: `number` of the last waiter; per class its virtual `clock|…`, the sum of its tenants' weights `weight|…`, and
+-- how long a wait took for each place, `place_us|…`; per tenant `last|…`, up to when it was served, and `weight|…`.
+-- Self-clocked fair queueing (Golestani 1994), charged when a slot is granted: a waiter that leaves unserved has cost
+-- its tenant nothing. Money and rate were taken when the request began to wait, so a grant touches pool keys alone.
 
 local CLASS = 1125899906842624 -- 2^50: three classes and their virtual times stay exact in a double
 local LAST_CLASS = 2
@@ -14,57 +19,163 @@ local function ticket_of(pool, id)
   return text and cjson.decode(text)
 end
 
-local function leave_queue(pool, id)
-  redis.call('ZREM', pool.q, id)
+local function whose(class, tenant)
+  return string.format('%d|%d|%s|', class, #tenant, tenant)
+end
+
+-- The bounds of what begins with a prefix that ends in '|', for BYLEX and ZLEXCOUNT.
+local function beginning_with(prefix)
+  return '[' .. prefix, '(' .. string.sub(prefix, 1, -2) .. '}'
+end
+
+-- A waiter of a tenant's line, or nil: its member, virtual cost and request id. 0 is the first.
+local function waiter_at(pool, owner, place)
+  local from, to = beginning_with(owner)
+  local member = redis.call('ZRANGE', pool.line, from, to, 'BYLEX', 'LIMIT', place, 1)[1]
+  if not member then
+    return nil
+  end
+  local cost, id = string.match(member, '^%d+|(%d+)|(.*)$', #owner + 1)
+  return { member = member, cost = tonumber(cost), id = id }
+end
+
+-- Give a tenant its turn by its first waiter, or take it out of the turns.
+local function take_turn(pool, class, owner)
+  local first = waiter_at(pool, owner, 0)
+  if first then
+    local last = tonumber(redis.call('HGET', pool.vt, 'last|' .. owner))
+    redis.call('ZADD', pool.q, string.format('%d', class * CLASS + last + first.cost), owner)
+  else
+    redis.call('ZREM', pool.q, owner)
+    redis.call('HINCRBY', pool.vt, 'weight|' .. class, 0 - redis.call('HGET', pool.vt, 'weight|' .. owner))
+    redis.call('HDEL', pool.vt, 'weight|' .. owner)
+  end
+end
+
+-- How long a place takes: an EWMA (1/8) over waits. One that was given up counts where it was longer than that.
+local function learn_place_time(pool, ticket, now_ms, served)
+  local name = 'place_us|' .. ticket.class
+  local took_us = math.floor((now_ms - ticket.since) * 1000 / (ticket.ahead + 1))
+  local known = tonumber(redis.call('HGET', pool.vt, name) or took_us)
+  if served or took_us > known then
+    redis.call('HSET', pool.vt, name, string.format('%d', known + math.floor((took_us - known) / 8)))
+  end
+end
+
+-- Its place goes to the next of its tenant. No-op for one that has left the line before.
+local function leave_line(pool, ticket, now_ms, served)
+  if redis.call('ZREM', pool.line, ticket.member) == 1 then
+    learn_place_time(pool, ticket, now_ms, served)
+    take_turn(pool, ticket.class, whose(ticket.class, ticket.tenant))
+  end
+end
+
+-- Returns the ticket, or nil where the request does not wait.
+local function leave_queue(pool, id, now_ms, served)
+  local ticket = ticket_of(pool, id)
+  if not ticket then
+    return nil
+  end
+  leave_line(pool, ticket, now_ms, served)
   redis.call('HDEL', pool.q_info, id)
   redis.call('ZREM', pool.q_wait, id)
   if redis.call('EXISTS', pool.q) == 0 then
     redis.call('DEL', pool.vt) -- nobody is backlogged: who was served before no longer counts
   end
+  return ticket
 end
 
--- Self-clocked fair queueing (Golestani 1994): the finish time of a ticket, in its class.
-local function finish_time(pool, class, tenant, weight, tokens)
-  local row = redis.call('HMGET', pool.vt, 'clock|' .. class, 'last|' .. class .. '|' .. tenant)
-  local start = math.max(tonumber(row[1] or 0), tonumber(row[2] or 0))
-  return start + math.ceil(math.max(1, tokens) * VIRTUAL / weight)
+-- How many wait in a class and the more urgent ones.
+local function as_urgent(pool, class)
+  return redis.call('ZLEXCOUNT', pool.line, '-', string.format('(%d', class + 1))
 end
 
--- The wait, in ms, that follows from how many are served before a ticket of this class and finish time.
-local function predicted_wait(pool, class, finish, slots, service_us)
-  local ahead = redis.call('ZCOUNT', pool.q, '-inf', string.format('(%d', class * CLASS + finish))
+-- How many are served before a waiter with `own` of its tenant's before it: the more urgent ones, and of the other
+-- tenants of its class as many as their weights let pass meanwhile.
+local function ahead_of(pool, class, owner, weight, own)
+  local from, to = beginning_with(owner)
+  local more_urgent = class > 0 and as_urgent(pool, class - 1) or 0
+  local others = as_urgent(pool, class) - more_urgent - redis.call('ZLEXCOUNT', pool.line, from, to)
+  local weights = redis.call('HMGET', pool.vt, 'weight|' .. class, 'weight|' .. owner)
+  local their_weight = (weights[1] or 0) - (weights[2] or 0)
+  return more_urgent + own + math.min(others, math.ceil((own + 1) * their_weight / weight))
+end
+
+local function position_of(pool, ticket)
+  local owner = whose(ticket.class, ticket.tenant)
+  local up_to_number = string.sub(ticket.member, 1, #owner + 12)
+  local own = redis.call('ZLEXCOUNT', pool.line, '[' .. owner, '(' .. up_to_number)
+  return ahead_of(pool, ticket.class, owner, ticket.weight, own)
+end
+
+-- For who would be the last of its tenant: how many are served before it, and the wait in ms that follows: by the
+-- time that a place has taken of late, which knows of urgent work that comes later; without such, by the slots.
+local function predicted_wait(pool, class, tenant, weight, slots, service_us)
+  local owner = whose(class, tenant)
+  local from, to = beginning_with(owner)
+  local ahead = ahead_of(pool, class, owner, weight, redis.call('ZLEXCOUNT', pool.line, from, to))
+  local place_us = ahead > 0 and redis.call('HGET', pool.vt, 'place_us|' .. class)
+  if place_us then
+    return ahead, math.ceil((ahead + 1) * place_us / 1000)
+  end
   service_us = tonumber(redis.call('HGET', pool.load, '#service_us') or service_us)
-  return math.ceil((ahead + 1) * service_us / (1000 * math.max(1, slots)))
+  return ahead, math.ceil((ahead + 1) * service_us / (1000 * math.max(1, slots)))
 end
 
-local function join_queue(pool, id, ticket, finish, now_ms)
-  redis.call('HSET', pool.vt, 'last|' .. ticket.class .. '|' .. ticket.tenant, string.format('%d', finish))
-  redis.call('ZADD', pool.q, string.format('%d', ticket.class * CLASS + finish), id)
+-- Adds the `member` to the ticket.
+local function join_queue(pool, id, ticket, now_ms)
+  local owner = whose(ticket.class, ticket.tenant)
+  local cost = math.ceil(math.max(1, ticket.tokens) * VIRTUAL / ticket.weight)
+  local number = redis.call('HINCRBY', pool.vt, 'number', 1)
+  ticket.member = string.format('%s%012d|%d|%s', owner, number, cost, id)
+  redis.call('ZADD', pool.line, 0, ticket.member)
+  if not redis.call('ZSCORE', pool.q, owner) then
+    local times = redis.call('HMGET', pool.vt, 'clock|' .. ticket.class, 'last|' .. owner)
+    local last = math.max(tonumber(times[1] or 0), tonumber(times[2] or 0))
+    redis.call('HSET', pool.vt, 'last|' .. owner, string.format('%d', last), 'weight|' .. owner, ticket.weight)
+    redis.call('HINCRBY', pool.vt, 'weight|' .. ticket.class, ticket.weight)
+    take_turn(pool, ticket.class, owner)
+  end
   redis.call('HSET', pool.q_info, id, cjson.encode(ticket))
   redis.call('ZADD', pool.q_wait, math.min(ticket.deadline, now_ms + ticket.ttl), id)
 end
 
--- The waiter that is served next, or nil. Classes are strict, but a waiter rises by one class for every
--- `ticket.ageing` ms; among equals the longest wait goes first. One whose wait is over leaves the order: it
--- never starts, and its gateway or `reap` gives back its money. `passed`: per class, how many to leave out.
+-- The next of a class, or nil: the first of the tenant whose turn it is. One whose wait is over leaves the line: it
+-- never starts, and its gateway or `reap` gives back its money. `passed`: per tenant, how many to leave out.
+local function next_of_class(pool, class, now_ms, passed)
+  local turn = 0
+  while true do
+    local owner = redis.call('ZRANGE', pool.q, string.format('%d', class * CLASS),
+      string.format('(%d', (class + 1) * CLASS), 'BYSCORE', 'LIMIT', turn, 1)[1]
+    if not owner then
+      return nil
+    end
+    local waiter = waiter_at(pool, owner, passed[owner] or 0)
+    if not waiter then
+      turn = turn + 1
+    else
+      local ticket = ticket_of(pool, waiter.id)
+      if tonumber(redis.call('ZSCORE', pool.q_wait, waiter.id)) > now_ms then
+        return { id = waiter.id, ticket = ticket, owner = owner, cost = waiter.cost }
+      end
+      leave_line(pool, ticket, now_ms, false)
+      turn = 0
+    end
+  end
+end
+
+-- Who is served next, or nil. Classes are strict, but a waiter rises by one class for every `ticket.ageing` ms; among
+-- equals the longest wait goes first.
 local function next_waiter(pool, now_ms, passed)
   local best = nil
   for class = 0, LAST_CLASS do
-    while true do
-      local id = redis.call('ZRANGE', pool.q, string.format('%d', class * CLASS),
-        string.format('(%d', (class + 1) * CLASS), 'BYSCORE', 'LIMIT', passed[class] or 0, 1)[1]
-      if not id then
-        break
+    local waiter = next_of_class(pool, class, now_ms, passed)
+    if waiter then
+      local since = waiter.ticket.since
+      waiter.level = math.max(0, class - math.floor((now_ms - since) / waiter.ticket.ageing))
+      if not best or waiter.level < best.level or (waiter.level == best.level and since < best.ticket.since) then
+        best = waiter
       end
-      if tonumber(redis.call('ZSCORE', pool.q_wait, id)) > now_ms then
-        local ticket = ticket_of(pool, id)
-        local level = math.max(0, class - math.floor((now_ms - ticket.since) / ticket.ageing))
-        if not best or level < best.level or (level == best.level and ticket.since < best.ticket.since) then
-          best = { id = id, ticket = ticket, level = level }
-        end
-        break
-      end
-      redis.call('ZREM', pool.q, id)
     end
   end
   return best
@@ -93,9 +204,10 @@ local function grant(pool, waiter, chosen, fence, now_ms)
   local expiry_ms = now_ms + ticket.lease_ttl
   begin_lease(pool, id, { tokens = ticket.tokens, fence = fence, candidate = ticket.candidate, granted_ms = now_ms,
     dispatched = ticket.sent, address = chosen.address, replica = chosen.replica }, expiry_ms, chosen)
-  local finish = redis.call('ZSCORE', pool.q, id) - ticket.class * CLASS
-  redis.call('HSET', pool.vt, 'clock|' .. ticket.class, string.format('%d', finish))
-  leave_queue(pool, id)
+  local finish = redis.call('HINCRBY', pool.vt, 'last|' .. waiter.owner, waiter.cost)
+  local clock = math.max(finish, tonumber(redis.call('HGET', pool.vt, 'clock|' .. ticket.class) or 0))
+  redis.call('HSET', pool.vt, 'clock|' .. ticket.class, string.format('%d', clock))
+  leave_queue(pool, id, now_ms, true)
   redis.call('PUBLISH', ticket.channel, table.concat({ id, ticket.step, ticket.candidate,
     string.format('%d', fence), expiry_ms, chosen.address, chosen.replica }, '|'))
 end
@@ -121,8 +233,7 @@ local function grant_waiters(pool, fence_key, freed, now_ms, dead_after_ms)
     elseif live then
       break
     else
-      local class = waiter.ticket.class
-      passed[class] = (passed[class] or 0) + 1
+      passed[waiter.owner] = (passed[waiter.owner] or 0) + 1
     end
   end
   if fence then

@@ -3,7 +3,7 @@
 -- Admit a call, let it wait, or refuse it: idempotency, rate limits, budget hold, choice of the replica, lease.
 --
 -- KEYS  1 resv of the request, 2 fence, 3 epoch, then one per rate bucket, one per budget, then stats of the
---       day, ev, then eight per distinct pool (_pool), then one adp per candidate with an adapter
+--       day, ev, then nine per distinct pool (_pool), then one adp per candidate with an adapter
 -- ARGV  1 request id, 2 step, 3 tokens (estimate, prompt plus output), 4 lease ttl (ms), 5 resv ttl (ms),
 --       6 a replica is dead after (ms), 7 replicas to look at per candidate, 8 spill (1 or 0),
 --       9 class (0 most urgent), 10 tenant, 11 weight, 12 channel of its gateway, 13 hold (micro-USD), 14 note,
@@ -17,7 +17,7 @@
 --       0 none), affine replica or '', credit (nano-USD), service time to assume (us), slots per replica;
 --       per pool its name; then the replicas to leave out
 -- Reply {1, candidate (0 = the first), replica, address, fence, lease expiry (ms)}
---       {4, candidate, position (0 = the next), predicted wait (ms)}: waits
+--       {4, candidate, position (how many are served before), predicted wait (ms)}: waits
 --       {0, reason, retry after (ms; 0: never), detail}: refused
 --       {2, pool}: the step before is in a pool that KEYS lack; call again with it
 -- Time  TIME
@@ -85,7 +85,7 @@ if known then
     end
     local ticket = ticket_of(own_pool, id)
     if ticket then
-      return { 4, ticket.candidate, redis.call('ZRANK', own_pool.q, id) or 0, 0 }
+      return { 4, ticket.candidate, position_of(own_pool, ticket), 0 }
     end
     return refuse('ended', 0)
   end
@@ -203,8 +203,7 @@ local function end_step_before()
     learn_service_time(own_pool, own_lease, now_ms)
     return own_lease.dispatched
   elseif own_pool then
-    local ticket = ticket_of(own_pool, id)
-    leave_queue(own_pool, id)
+    local ticket = leave_queue(own_pool, id, now_ms, false)
     return ticket and ticket.sent or false
   end
   return false
@@ -238,14 +237,14 @@ end
 -- 4. Wait, in the pool that promises the shortest wait.
 
 local longest_queue, longest_wait_ms, deadline_ms = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[15])
+local tenant, weight = ARGV[10], tonumber(ARGV[11])
 local place = nil
 for _, candidate in ipairs(living) do
   local pool = candidate.pool
-  local finish = finish_time(pool, class, ARGV[10], tonumber(ARGV[11]), tokens)
-  local wait_ms = predicted_wait(pool, class, finish, candidate.slots * redis.call('ZCARD', pool.reps),
-    candidate.service_us)
+  local ahead, wait_ms = predicted_wait(pool, class, tenant, weight,
+    candidate.slots * redis.call('ZCARD', pool.reps), candidate.service_us)
   if not place or wait_ms < place.wait_ms then
-    place = { candidate = candidate, finish = finish, wait_ms = wait_ms }
+    place = { candidate = candidate, ahead = ahead, wait_ms = wait_ms }
   end
 end
 if longest_queue < 0 then
@@ -253,7 +252,7 @@ if longest_queue < 0 then
 end
 local pool = place.candidate.pool
 -- Less urgent waiters do not count: they would keep interactive calls out.
-if redis.call('ZCOUNT', pool.q, '-inf', string.format('(%d', (class + 1) * CLASS)) >= longest_queue then
+if as_urgent(pool, class) >= longest_queue then
   return refuse('queue_full', place.wait_ms)
 end
 if place.wait_ms > math.min(longest_wait_ms, deadline_ms) then
@@ -270,11 +269,11 @@ for replica in pairs(excluded) do
   leave_out[#leave_out + 1] = replica
 end
 local terms = place.candidate.terms
-join_queue(pool, id, { step = step, candidate = place.candidate.number - 1, class = class, tenant = ARGV[10],
-  tokens = tokens, sent = sent, since = now_ms, deadline = now_ms + deadline_ms, ttl = tonumber(ARGV[18]),
-  ageing = math.max(1, tonumber(ARGV[19])), lease_ttl = lease_ttl_ms, channel = ARGV[12], excluded = leave_out,
-  holders = holding, affine = terms.affine, per_token = terms.per_token, cold = terms.cold,
-  credit = terms.credit, look_at = look_at }, place.finish, now_ms)
+join_queue(pool, id, { step = step, candidate = place.candidate.number - 1, class = class, tenant = tenant,
+  weight = weight, tokens = tokens, ahead = place.ahead, sent = sent, since = now_ms,
+  deadline = now_ms + deadline_ms, ttl = tonumber(ARGV[18]), ageing = math.max(1, tonumber(ARGV[19])),
+  lease_ttl = lease_ttl_ms, channel = ARGV[12], excluded = leave_out, holders = holding, affine = terms.affine,
+  per_token = terms.per_token, cold = terms.cold, credit = terms.credit, look_at = look_at }, now_ms)
 write_open(KEYS[1], 'waiting', step, pool.name, hold, note, ARGV[5])
 event('waiting', pool.name, '')
 -- A slot may be free: one that this request gave up, or that nobody ahead of it fits.
@@ -286,4 +285,4 @@ local lease = lease_of(pool, id)
 if lease then
   return { 1, lease.candidate, lease.replica, lease.address, lease.fence, now_ms + lease_ttl_ms }
 end
-return { 4, place.candidate.number - 1, redis.call('ZRANK', pool.q, id) or 0, place.wait_ms }
+return { 4, place.candidate.number - 1, place.ahead, place.wait_ms }

@@ -2,7 +2,7 @@
 -- Uses _pool
 -- Take a replica out at once. Its leases go on; the last trace of it goes when they have ended.
 --
--- KEYS  1 rep of the replica, 2 dir, then the eight of its pool (_pool), then one adp per adapter that it held
+-- KEYS  1 rep of the replica, 2 dir, then the nine of its pool (_pool), then one adp per adapter that it held
 -- ARGV  1 replica id, 2 only if it has been dead for this long (ms; 0: whatever it is)
 -- Reply 'OK'
 -- Time  TIME

@@ -2,7 +2,7 @@
 -- Uses _pool _queue
 -- Write a replica's entry. After data loss this alone brings the replica back. New slots go to waiters at once.
 --
--- KEYS  1 rep of the replica, 2 dir, 3 fence, then the eight of its pool (_pool), then one adp per adapter that it
+-- KEYS  1 rep of the replica, 2 dir, 3 fence, then the nine of its pool (_pool), then one adp per adapter that it
 --       holds, then one per adapter that it held before
 -- ARGV  1 replica id, 2 entry (JSON), 3 dead after (ms), 4 ready (1 or 0), 5 epoch (compared as text),
 --       6 cap (requests), 7 cap (tokens; 0: none), 8 address, 9 number of adapters that it holds, 10 their names

@@ -3,7 +3,7 @@
 -- End one request whose lease or wait has run out: its gateway died, or forgot it. Called for what `sweep` found.
 --
 -- KEYS  1 resv of the request, 2 fence, 3 stats of the day, 4 ev, then one per rate bucket, one per budget, then
---       the eight of its pool (_pool)
+--       the nine of its pool (_pool)
 -- ARGV  1 request id, 2 pool, 3 resv ttl (ms), 4 a replica is dead after (ms), 5 charge lost calls (1 or 0),
 --       6 rate buckets R, 7 budgets B, then per bucket what it was charged (us)
 -- Reply {1, charge (micro-USD)}: ended now; {0}: alive, or ended before
@@ -27,8 +27,7 @@ end
 local lease = end_lease(pool, id)
 local sent = lease and lease.dispatched
 if not lease then
-  sent = (ticket_of(pool, id) or {}).sent
-  leave_queue(pool, id)
+  sent = (leave_queue(pool, id, now_ms, false) or {}).sent
 end
 local known = reservation(redis.call('GET', KEYS[1]))
 local charge = 0

@@ -2,7 +2,7 @@
 -- Uses _pool _money
 -- After data loss: bring a running call's lease and hold back, under a new fence. Once per request.
 --
--- KEYS  1 resv of the request, 2 fence, then one per budget, then the eight of its pool (_pool), then its dir
+-- KEYS  1 resv of the request, 2 fence, then one per budget, then the nine of its pool (_pool), then its dir
 -- ARGV  1 request id, 2 step, 3 pool, 4 hold (micro-USD), 5 note, 6 resv ttl (ms), 7 tokens, 8 candidate,
 --       9 address, 10 replica, 11 lease ttl (ms), 12 sent to an engine (1 or 0), 13 budgets B, then
 --       per budget: ttl (ms)

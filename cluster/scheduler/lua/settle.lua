@@ -3,7 +3,7 @@
 -- End a call: free its slot, replace its hold by what it cost, correct its rate buckets, give the slot on. Once.
 --
 -- KEYS  1 resv of the request, 2 fence, 3 stats of the day, 4 ev, then one per rate bucket, one per budget, then
---       eight per distinct pool (_pool)
+--       nine per distinct pool (_pool)
 -- ARGV  1 request id, 2 cost (micro-USD), 3 saved (micro-USD, may be negative), 4 tier, 5 resv ttl (ms),
 --       6 a replica is dead after (ms), 7 ended as: settled or cancelled, 8 rate buckets R, 9 budgets B,
 --       10 pools P, then per bucket what to give back (us, negative: charge more), then per pool its name
@@ -75,7 +75,7 @@ if lease then
   freed[1] = lease.replica
   learn_service_time(pool, lease, now_ms)
 else
-  leave_queue(pool, id)
+  leave_queue(pool, id, now_ms, false)
 end
 for i = 1, buckets do
   correct_bucket(KEYS[first_bucket + i - 1], tonumber(ARGV[10 + i]), at_us)

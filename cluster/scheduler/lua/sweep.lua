@@ -3,7 +3,7 @@
 -- Take dead replicas out, give free slots to waiters, and find what has expired, for `reap`. A dead replica with
 -- adapters is named, so that `deregister` can take it out of their sets: a script cannot build the names of keys.
 --
--- KEYS  1 fence, then per pool: its eight (_pool) and its dir
+-- KEYS  1 fence, then per pool: its nine (_pool) and its dir
 -- ARGV  1 a replica is dead after (ms), 2 expired requests to name per pool and kind at most
 -- Reply two flat lists: pool (1 = the first), request id, and so on; pool, dead replica, its adapters (JSON), …
 -- Time  TIME
