@@ -60,9 +60,9 @@ def waits(pool: str) -> str:
 
 
 def virtual_time(pool: str) -> str:
-    """hash: the `number` of the last waiter; per class the virtual `clock`, the sum of `weight`s, and
-    `place_us`, how long a wait took for each place; per tenant `last`, up to when it was served, and its
-    `weight`. Gone when nobody waits."""
+    """hash: the `number` of the last waiter; per class the virtual `clock`, the sum of `weight`s and the
+    `pace` of its grants; per tenant `last`, up to when it was served, and its `weight`. Gone when nobody
+    waits."""
     return f"{TAG}:vt:{pool}"
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from cluster.scheduler.memory_pool import EWMA_SHARE, Ranking, Terms
+from cluster.scheduler.memory_pool import Ranking, Terms
 from cluster.scheduler.scheduler import CLASS_SPAN, CLASSES
 from cluster.types import Candidate
 
 VIRTUAL = 1000
 """Virtual time per token at weight 1."""
 
+PACE_MS = 4_000
+PACE_TURNS = 16
+"""How long the window of a pace is: for so many turns of the slots, but not shorter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """All that a grant needs. `level` is the class, 0 the most urgent. `ahead`: how many were to be served
-    before it when the wait began. `holders` had the adapter then. `sent`: an engine may have run an earlier
-    step of the call."""
+    """All that a grant needs. `level` is the class, 0 the most urgent. `holders` had the adapter when the
+    wait began. `sent`: an engine may have run an earlier step of the call."""
 
     request_id: str
     step: int
@@ -27,7 +30,6 @@ class Ticket:
     tenant: str
     weight: int
     tokens: int
-    ahead: int
     since_ms: int
     deadline_ms: int
     ticket_ttl_ms: int
@@ -57,6 +59,37 @@ def owner_of(level: int, tenant: str) -> str:
     return f"{level}|{len(tenant.encode())}|{tenant}|"
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many of a class are granted, in thousandths, in a window of time that slides: `current` since
+    `start_ms`, `before` in the window before that."""
+
+    start_ms: int
+    length_ms: int
+    current: int
+    before: int
+
+    @classmethod
+    def of_slots(cls, turn_us: int, now_ms: int) -> Pace:
+        """As if the class had had all slots so far, and each had come free after `turn_us`."""
+        length_ms = max(PACE_MS, turn_us * PACE_TURNS // 1000)
+        return cls(now_ms, length_ms, 0, length_ms * 1_000_000 // turn_us)
+
+    def at(self, now_ms: int) -> Pace:
+        windows = (now_ms - self.start_ms) // self.length_ms
+        if windows == 0:
+            return self
+        start_ms = self.start_ms + windows * self.length_ms
+        return Pace(start_ms, self.length_ms, 0, self.current if windows == 1 else 0)
+
+    def gap_us(self, now_ms: int) -> int:
+        """Between two grants. Two windows at most: what is not known is not for ever."""
+        now = self.at(now_ms)
+        left_ms = now.length_ms - (now_ms - now.start_ms)
+        grants = now.current + now.before * left_ms // now.length_ms
+        return self.length_ms * 1_000_000 // max(500, grants)
+
+
 @dataclass(slots=True)
 class Queue:
     """The tenants of a class take turns, each tenant's waiters stand in a line. Self-clocked fair queueing
@@ -66,14 +99,13 @@ class Queue:
     `lines`: request ids and the number that each drew, in that order. `turns`: tenants with a waiter, by
     class and the virtual time at which their first one would end. `ends_ms`: when each wait is over, the
     earlier of its deadline and the last sign of life of its gateway plus the ticket TTL. Who has a ticket,
-    but is no longer in line, waits for its gateway or `reap` to give back its money. `place_us`: how long a
-    wait took for each place."""
+    but is no longer in line, waits for its gateway or `reap` to give back its money."""
 
     lines: defaultdict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
     turns: Ranking = field(default_factory=Ranking)
     tickets: dict[str, Ticket] = field(default_factory=dict)
     ends_ms: dict[str, int] = field(default_factory=dict)
-    place_us: dict[int, int] = field(default_factory=dict)
+    paces: dict[int, Pace] = field(default_factory=dict)
     _numbers: dict[str, int] = field(default_factory=dict)
     _number: int = 0
     _clock: Counter[int] = field(default_factory=Counter)
@@ -81,17 +113,20 @@ class Queue:
     _weight: dict[str, int] = field(default_factory=dict)
     _class_weight: Counter[int] = field(default_factory=Counter)
 
-    def predicted_wait_ms(
-        self, level: int, tenant: str, weight: int, *, slots: int, service_us: int
+    def predicted_wait(
+        self, level: int, tenant: str, weight: int, *, turn_us: int, now_ms: int
     ) -> tuple[int, int]:
-        """For who would be the last of its tenant: how many are served before it, and the wait that follows
-        from the time that a place has taken of late, which knows of urgent work that comes later; without
-        such, from the slots."""
+        """For who would be the last of its tenant: how many are served before it, and the wait in ms that
+        follows: more urgent ones by the slots, of which one comes free every `turn_us`; the own class by its
+        pace of late, which knows of urgent work that comes later. Nobody is kept out by that pace alone: the
+        first of a class waits by the slots."""
         owner = owner_of(level, tenant)
+        more_urgent = self.as_urgent(level - 1)
         ahead = self._ahead(level, owner, weight, len(self.lines[owner]))
-        if ahead > 0 and level in self.place_us:
-            return ahead, -(-(ahead + 1) * self.place_us[level] // 1000)
-        return ahead, -(-(ahead + 1) * service_us // (1000 * max(1, slots)))
+        gap_us = turn_us
+        if ahead > more_urgent and level in self.paces:
+            gap_us = max(turn_us, self.paces[level].gap_us(now_ms))
+        return ahead, -(-(more_urgent * turn_us + (ahead - more_urgent + 1) * gap_us) // 1000)
 
     def position(self, request_id: str) -> int:
         """How many are served before it. Also of one whose wait is over, until it is ended."""
@@ -108,7 +143,7 @@ class Queue:
         their_weight = self._class_weight[level] - self._weight.get(owner, 0)
         return more_urgent + own + min(others, -(-(own + 1) * their_weight // weight))
 
-    def join(self, ticket: Ticket, now_ms: int) -> None:
+    def join(self, ticket: Ticket, turn_us: int, now_ms: int) -> None:
         owner = ticket.owner
         self._number += 1
         self._numbers[ticket.request_id] = self.lines[owner][ticket.request_id] = self._number
@@ -117,8 +152,16 @@ class Queue:
         if owner not in self.turns:
             self._last[owner] = max(self._clock[ticket.level], self._last[owner])
             self._weight[owner] = ticket.weight
+            if not self._class_weight[ticket.level]:
+                self._begin_pace(ticket.level, turn_us, now_ms)
             self._class_weight[ticket.level] += ticket.weight
             self._take_turn(ticket.level, owner)
+
+    def _begin_pace(self, level: int, turn_us: int, now_ms: int) -> None:
+        """A class begins to wait. What its pace was more than two windows ago tells nothing."""
+        pace = self.paces.get(level)
+        if pace is None or now_ms - pace.start_ms >= 2 * pace.length_ms:
+            self.paces[level] = Pace.of_slots(turn_us, now_ms)
 
     def _take_turn(self, level: int, owner: str) -> None:
         """By its first waiter; without one it leaves the turns."""
@@ -130,33 +173,22 @@ class Queue:
             self.turns.drop(owner)
             self._class_weight[level] -= self._weight.pop(owner)
 
-    def leave(self, request_id: str, now_ms: int) -> Ticket | None:
-        """Unserved. None where it does not wait."""
+    def leave(self, request_id: str) -> Ticket | None:
+        """None where it does not wait."""
         if request_id not in self.tickets:
             return None
-        return self._leave(request_id, now_ms, served=False)
-
-    def _leave(self, request_id: str, now_ms: int, *, served: bool) -> Ticket:
-        self._leave_line(self.tickets[request_id], now_ms, served=served)
+        self._leave_line(self.tickets[request_id])
         del self.ends_ms[request_id], self._numbers[request_id]
         if not len(self.turns):
             # Nobody is backlogged: who was served before no longer counts.
-            for times in (self._clock, self._last, self.place_us):
+            for times in (self._clock, self._last, self.paces):
                 times.clear()
             self._number = 0
         return self.tickets.pop(request_id)
 
-    def _leave_line(self, ticket: Ticket, now_ms: int, *, served: bool) -> None:
+    def _leave_line(self, ticket: Ticket) -> None:
         if self.lines[ticket.owner].pop(ticket.request_id, None) is not None:
-            self._learn_place_time(ticket, now_ms, served=served)
             self._take_turn(ticket.level, ticket.owner)
-
-    def _learn_place_time(self, ticket: Ticket, now_ms: int, *, served: bool) -> None:
-        """A wait that was given up counts where it was longer than foretold."""
-        took_us = (now_ms - ticket.since_ms) * 1000 // (ticket.ahead + 1)
-        known_us = self.place_us.get(ticket.level, took_us)
-        if served or took_us > known_us:
-            self.place_us[ticket.level] = known_us + (took_us - known_us) // EWMA_SHARE
 
     def next(self, now_ms: int, passed: Counter[str] | None = None) -> Ticket | None:
         """Who is served next: among the next of each class the most urgent one, then the longest wait. One
@@ -185,7 +217,7 @@ class Queue:
             ticket = self.tickets[line[passed[found[1]]]]
             if self.ends_ms[ticket.request_id] > now_ms:
                 return ticket
-            self._leave_line(ticket, now_ms, served=False)
+            self._leave_line(ticket)
             turn = 0
 
     def granted(self, request_id: str, now_ms: int) -> None:
@@ -193,7 +225,9 @@ class Queue:
         ticket = self.tickets[request_id]
         self._last[ticket.owner] += ticket.virtual_cost
         self._clock[ticket.level] = max(self._clock[ticket.level], self._last[ticket.owner])
-        self._leave(request_id, now_ms, served=True)
+        pace = self.paces[ticket.level].at(now_ms)
+        self.paces[ticket.level] = replace(pace, current=pace.current + 1000)
+        self.leave(request_id)
 
     def renew(self, request_id: str, ticket_ttl_ms: int, now_ms: int) -> None:
         end_ms = min(self.tickets[request_id].deadline_ms, now_ms + ticket_ttl_ms)

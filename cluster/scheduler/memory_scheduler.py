@@ -92,6 +92,16 @@ class _Option:
 
 
 @dataclass(frozen=True, slots=True)
+class _Promise:
+    """What waiting with an option would be like. A slot of its pool comes free every `turn_us`."""
+
+    option: _Option
+    turn_us: int
+    ahead: int
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Before:
     """What the step before of a request holds: a lease, which has ended already, or a place in the queue."""
 
@@ -241,9 +251,9 @@ class MemoryScheduler:
     ) -> Grant | Waiting | Refusal:
         """In the pool that promises the shortest wait; the earlier candidate wins a tie."""
         level = CLASSES.index(request.priority)
-        wait_ms, option, ahead = min(
-            (self._promise(request, option, level) for option in options), key=lambda promise: promise[0]
-        )
+        promises = [self._promise(request, option, level, now_ms) for option in options]
+        promise = min(promises, key=lambda promise: promise.wait_ms)
+        wait_ms, option = promise.wait_ms, promise.option
         terms = request.queue
         if terms is None:
             return Refusal(RefusalReason.CAPACITY, wait_ms)
@@ -269,7 +279,6 @@ class MemoryScheduler:
             tenant=request.tenant,
             weight=request.weight,
             tokens=request.tokens,
-            ahead=ahead,
             since_ms=now_ms,
             deadline_ms=now_ms + request.deadline_ms,
             ticket_ttl_ms=terms.ticket_ttl_ms,
@@ -281,7 +290,7 @@ class MemoryScheduler:
             look_at=LOOK_AT_REPLICAS + len(excluded),
             sent=sent,
         )
-        pool.queue.join(ticket, now_ms)
+        pool.queue.join(ticket, promise.turn_us, now_ms)
         # A slot may be free: one that this request gave up, or that nobody ahead of it fits.
         if before is not None and before.pool != pool_name:
             self._pass_on(before.pool, before.freed, now_ms)
@@ -289,20 +298,16 @@ class MemoryScheduler:
         lease = pool.books.leases.get(request.request_id)
         if lease is not None:
             return _grant_of(request.request_id, request.step, lease)
-        return Waiting(request.request_id, request.step, option.candidate, ahead, wait_ms)
+        return Waiting(request.request_id, request.step, option.candidate, promise.ahead, wait_ms)
 
-    def _promise(self, request: AdmitRequest, option: _Option, level: int) -> tuple[int, _Option, int]:
-        """The predicted wait, and how many are served before."""
+    def _promise(self, request: AdmitRequest, option: _Option, level: int, now_ms: int) -> _Promise:
         pool, placement = self._pools[option.candidate.pool], option.placement
-        service_us = pool.books.service_us
-        ahead, wait_ms = pool.queue.predicted_wait_ms(
-            level,
-            request.tenant,
-            request.weight,
-            slots=placement.slots * len(pool.books.ready),
-            service_us=placement.service_us if service_us is None else service_us,
+        service_us = placement.service_us if pool.books.service_us is None else pool.books.service_us
+        turn_us = max(1, service_us // max(1, placement.slots * len(pool.books.ready)))
+        ahead, wait_ms = pool.queue.predicted_wait(
+            level, request.tenant, request.weight, turn_us=turn_us, now_ms=now_ms
         )
-        return wait_ms, option, ahead
+        return _Promise(option, turn_us, ahead, wait_ms)
 
     def _end_step_before(self, request_id: str, before: _Before | None, now_ms: int) -> bool:
         """True: an engine may have run it, so this is no call that never ran."""
@@ -312,7 +317,7 @@ class MemoryScheduler:
         if before.lease is not None:
             pool.books.learn_service_time(before.lease, now_ms)
             return before.lease.dispatched
-        ticket = pool.queue.leave(request_id, now_ms)
+        ticket = pool.queue.leave(request_id)
         return ticket is not None and ticket.sent
 
     def _reserve(self, request: AdmitRequest, known: _Reservation | None, pool: str, now_ms: int) -> None:
@@ -437,7 +442,7 @@ class MemoryScheduler:
         """End the lease or the wait, and pass the slot on. True: an engine may have run the call."""
         pool = self._pools[pool_name]
         lease = pool.books.end_lease(request_id)
-        ticket = pool.queue.leave(request_id, now_ms) if lease is None else None
+        ticket = pool.queue.leave(request_id) if lease is None else None
         if lease is not None and learn:
             pool.books.learn_service_time(lease, now_ms)
         self._pass_on(pool_name, lease.replica_id if lease else None, now_ms)

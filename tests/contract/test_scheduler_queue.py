@@ -368,6 +368,50 @@ class TestOrder:
 
         assert [name[:4] for name in order[:4]] in (["late", "busy"] * 2, ["busy", "late"] * 2)
 
+    async def test_who_leaves_unserved_costs_its_tenant_nothing(self, sut):
+        """Its later calls take the turns that those would have had."""
+        ended = [waiter(f"gone{i}", tenant="hasty", tokens=900) for i in range(4)]
+        stays = [waiter(f"hasty{i}", tenant="hasty") for i in range(4)]
+        calm = [waiter(f"calm{i}", tenant="calm") for i in range(4)]
+        for request in (*ended[:2], *stays[:2], *ended[2:], *stays[2:], *calm):
+            await waiting_of(sut.scheduler, request)
+        for request in ended:
+            await cancel(sut.scheduler, request)
+
+        order = await served(sut, [*stays, *calm])
+
+        for first, second in zip(order[::2], order[1::2], strict=True):
+            assert {first[:4], second[:4]} == {"hast", "calm"}
+
+    async def test_nor_does_one_whose_deadline_passes(self, sut):
+        hasty = [waiter(f"gone{i}", tenant="hasty", deadline_ms=9_000) for i in range(9)]
+        late = [waiter(f"hasty{i}", tenant="hasty") for i in range(2)]
+        calm = [waiter(f"calm{i}", tenant="calm") for i in range(2)]
+        for request in (*hasty, *late, *calm):
+            await waiting_of(sut.scheduler, request)
+        await sut.advance_ms(9_000)
+        await alive(sut)
+
+        order = await served(sut, [*late, *calm])
+
+        assert Counter(name[:4] for name in order[:2]) == {"hast": 1, "calm": 1}
+
+    async def test_each_tenants_calls_keep_their_order(self, sut):
+        """Whatever the names of tenants are."""
+        tenants = ("a", "a|", "a|1", "1|a", "ä", "a}", "")
+        requests = [
+            waiter(f"{number}.{i}", tenant=tenant) for i in range(11) for number, tenant in enumerate(tenants)
+        ]
+        for request in requests:
+            await waiting_of(sut.scheduler, request)
+
+        order = await served(sut, requests)
+
+        assert order[:: len(tenants)] == [f"{order[0][0]}.{i}" for i in range(11)]
+        for i in range(11):
+            turn = order[i * len(tenants) : (i + 1) * len(tenants)]
+            assert sorted(turn) == [f"{number}.{i}" for number in range(len(tenants))]
+
     async def test_an_empty_queue_forgets_who_was_served(self, sut):
         greedy = [waiter(f"greedy{i}", tenant="greedy", tokens=1_000) for i in range(3)]
         for request in greedy:
@@ -611,6 +655,45 @@ class TestRefusal:
         waiting = await waiting_of(sut.scheduler, waiter("r2"))
 
         assert waiting.predicted_wait_ms == 2_000 - (2_000 - 400) // 8
+
+    async def test_the_prediction_knows_the_pace_of_its_class(self, sut):
+        """More urgent calls take three slots of four: batch calls wait four times as long as by the slots."""
+        for i in range(4):
+            await waiting_of(sut.scheduler, waiter(f"batch{i}", priority=BATCH))
+        running = BLOCKER
+        for i in range(60):
+            urgent = waiter(f"urgent{i}", priority=INTERACTIVE)
+            if i % 4:
+                await waiting_of(sut.scheduler, urgent)
+            else:
+                await waiting_of(sut.scheduler, waiter(f"more{i}", priority=BATCH))
+            await sut.advance_ms(1_000)
+            await alive(sut)
+            await settle(sut.scheduler, running)
+            ((_, granted, *_),) = await sut.notices()
+            running = waiter(granted)
+
+        waiting = await waiting_of(sut.scheduler, waiter("r", priority=BATCH))
+
+        assert waiting.position == 4
+        assert waiting.predicted_wait_ms == pytest.approx(5 * 4_000, rel=0.15)
+
+    async def test_the_first_of_a_class_is_not_kept_out_by_its_pace(self, sut):
+        """Else nobody would find out that it has become faster."""
+        first = await waiting_of(sut.scheduler, waiter("r0", priority=BATCH))
+        await waiting_of(sut.scheduler, waiter("urgent", priority=INTERACTIVE))
+        for _ in range(40):
+            await sut.advance_ms(1_000)
+            await alive(sut)
+            await polled(sut.scheduler, first, 60_000)
+        second = await waiting_of(sut.scheduler, waiter("r1", priority=BATCH))
+        await cancel(sut.scheduler, waiter("r0"))
+        await cancel(sut.scheduler, waiter("r1"))
+
+        third = await waiting_of(sut.scheduler, waiter("r2", priority=BATCH))
+
+        assert second.predicted_wait_ms > 30_000
+        assert (third.position, third.predicted_wait_ms) == (1, 2_000)
 
     async def test_more_replicas_promise_a_shorter_wait(self, sut):
         for replica in "bc":

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from cluster import keys
 from cluster.scheduler.memory_pool import PoolBooks
-from cluster.scheduler.memory_queue import Queue
+from cluster.scheduler.memory_queue import Pace, Queue
 from cluster.scheduler.memory_scheduler import MemoryScheduler
 
 State = dict[str, Any]
@@ -53,7 +53,7 @@ async def books_in_redis(client: Redis, pools: Sequence[str], adapters: Sequence
                 "turns": _ranking(turns),
                 "tickets": {id_: _ticket(json.loads(text)) for id_, text in tickets.items()},
                 "waits": dict(_ranking(waits)),
-                "virtual": {name: int(time) for name, time in virtual.items() if int(time)},
+                "virtual": {name: value for name, value in virtual.items() if value != "0"},
                 "holders": {adapter: holders for adapter in adapters if (holders := _ranking(next(found)))},
             }
         state["fence"] = int(next(found) or 0)
@@ -111,7 +111,7 @@ def _replicas(load: dict[str, str], directory: set[str]) -> dict[str, dict[str, 
 def _ticket(ticket: dict[str, Any]) -> tuple[Any, ...]:
     return (
         *(ticket["step"], ticket["class"], ticket["tenant"], ticket["tokens"], ticket["since"]),
-        *(ticket["weight"], ticket["ahead"]),
+        ticket["weight"],
         *(ticket["deadline"], sorted(ticket["excluded"]), list(ticket["holders"]), ticket["sent"]),
     )
 
@@ -151,6 +151,10 @@ def _reservation_in_memory(known: Any) -> tuple[Any, ...]:
     return (known.over, known.step, known.cost, known.hold if known.over == "expired" else known.saved)
 
 
+def _pace(pace: Pace) -> str:
+    return f"{pace.start_ms}|{pace.length_ms}|{pace.current}|{pace.before}"
+
+
 def _pool(books: PoolBooks, queue: Queue) -> State:
     return {
         "leases": {
@@ -175,18 +179,18 @@ def _pool(books: PoolBooks, queue: Queue) -> State:
         "tickets": {
             request_id: (
                 *(each.step, each.level, each.tenant, each.tokens, each.since_ms),
-                *(each.weight, each.ahead),
+                each.weight,
                 *(each.deadline_ms, sorted(each.excluded), list(each.holders), each.sent),
             )
             for request_id, each in queue.tickets.items()
         },
         "waits": queue.ends_ms,
         "virtual": {
-            name: value
+            name: str(value)
             for name, value in (
                 ("number", queue._number),
                 *((f"clock|{level}", time) for level, time in queue._clock.items()),
-                *((f"place_us|{level}", time) for level, time in queue.place_us.items()),
+                *((f"pace|{level}", _pace(pace)) for level, pace in queue.paces.items()),
                 *((f"weight|{level}", weight) for level, weight in queue._class_weight.items()),
                 *((f"last|{owner}", time) for owner, time in queue._last.items()),
                 *((f"weight|{owner}", weight) for owner, weight in queue._weight.items()),

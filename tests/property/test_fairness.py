@@ -1,21 +1,22 @@
 """How far tenants of one class may drift apart.
 
-Self-clocked fair queueing serves in the order of finish times F = max(clock, last F of the tenant) + tokens
-per weight; the clock is the F of who was served last. A tenant that always has a waiter never starts behind
-the clock: its last F is not below any F that waits, and those are not below the clock. So its finish times
-follow each other without a gap, and what it was given while the clock went from a to b is, per weight, more
-than b - a - L and less than b - a + L, with L its largest request per weight. Therefore:
+Self-clocked fair queueing serves the tenant with the least F = S + tokens per weight of its first waiter,
+where S is the F of what the tenant was served last, or the clock where it began to wait later; the clock is
+the largest F that was served. So while a tenant waits, its S is not above the clock; nor is it more than L
+below, with L its largest request per weight, because the clock does not pass an F that waits, and a first
+waiter that leaves unserved leaves S as it was. S grows by what the tenant is given, per weight. Therefore:
 
 * in any interval in which both always wait: |W_i / w_i - W_j / w_j| <= L_i + L_j (Golestani 1994);
 * from the moment at which both began to wait, in an empty queue: at most the larger of L_i and L_j, because
-  both start at 0, and then W is more than b - L and at most b;
+  both S start at 0 and end at most L_i or L_j below the same clock;
 * who waits with t tokens is passed by another tenant with t / w of its weight and one request more, at most.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import count, cycle, pairwise
+from dataclasses import replace
+from itertools import count, cycle, pairwise, zip_longest
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
@@ -53,6 +54,12 @@ class OneSlot:
         request = admit_request(request_id, tenant=tenant, weight=weight, tokens=tokens, queue=PATIENT)
         assert isinstance(finished(self.twin.admit(request)), Waiting)
 
+    def leave(self, tenant: str) -> None:
+        """The first of a tenant, unserved."""
+        queue = self.twin._pools["small"].queue
+        first = next(name for name in queue.tickets if self._asked[name][0] == tenant)
+        finished(self.twin.settle(replace(settle_request(first), cancelled=True)))
+
     def serve_next(self) -> str:
         """The tenant."""
         finished(self.twin.settle(settle_request(self._running)))
@@ -63,16 +70,25 @@ class OneSlot:
 
 
 @settings(max_examples=5 * EXAMPLES, deadline=None)
-@given(tenants=TENANTS, tokens=TOKENS, backlog=st.integers(1, 3))
-def test_tenants_that_always_wait_share_by_weight(tenants, tokens, backlog):
+@given(
+    tenants=TENANTS,
+    tokens=TOKENS,
+    backlog=st.integers(1, 3),
+    leaving=st.lists(st.sampled_from("abcd"), max_size=60),
+)
+def test_tenants_that_always_wait_share_by_weight(tenants, tokens, backlog, leaving):
+    """Also where waiters leave unserved: that is no service."""
     slot = OneSlot()
     sizes = defaultdict(lambda: cycle(tokens))
     for tenant, weight in tenants.items():
         for _ in range(backlog + 1):
             slot.ask(tenant, weight, next(sizes[tenant]))
-    for _ in range(60):
+    for _, leaver in zip_longest(range(60), leaving):
         tenant = slot.serve_next()
         slot.ask(tenant, tenants[tenant], next(sizes[tenant]))
+        if leaver in tenants:
+            slot.ask(leaver, tenants[leaver], next(sizes[leaver]))
+            slot.leave(leaver)
 
     largest = {tenant: max(tokens) * EXACT // weight for tenant, weight in tenants.items()}
     given_so_far = [dict.fromkeys(tenants, 0)]

@@ -108,6 +108,12 @@ local function learn_service_time(pool, lease, now_ms)
   redis.call('HSET', pool.load, '#service_us', string.format('%d', took_us))
 end
 
+-- How often a slot of the pool comes free, in us, by that mean; without one by what the call assumes.
+local function turn_of(pool, slots_per_replica, service_us)
+  service_us = redis.call('HGET', pool.load, '#service_us') or service_us
+  return math.max(1, math.floor(service_us / math.max(1, slots_per_replica * redis.call('ZCARD', pool.reps))))
+end
+
 -- The replicas that a choice may look at: the least loaded, then those named by `also`. Entries have
 -- `tokens` (outstanding) and `full`. Named ones that are not in reps are left out.
 local function replicas_to_look_at(pool, count, also)

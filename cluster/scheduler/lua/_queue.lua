@@ -4,14 +4,15 @@
 -- q: such prefixes, of tenants with a waiter, by class * CLASS + the virtual time at which its first one would end.
 -- q_info: request id -> ticket (JSON), all that a grant needs. q_wait: request id by the end of its wait, the earlier
 -- of its deadline and its gateway's last sign of life plus the ticket TTL.
--- vt: `number` of the last waiter; per class its virtual `clock|…`, the sum of its tenants' weights `weight|…`, and
--- how long a wait took for each place, `place_us|…`; per tenant `last|…`, up to when it was served, and `weight|…`.
+-- vt: `number` of the last waiter; per class its virtual `clock|…`, the sum of its tenants' weights `weight|…` and its
+-- `pace|…`; per tenant `last|…`, up to when it was served, and `weight|…`.
 -- Self-clocked fair queueing (Golestani 1994), charged when a slot is granted: a waiter that leaves unserved has cost
 -- its tenant nothing. Money and rate were taken when the request began to wait, so a grant touches pool keys alone.
 
 local CLASS = 1125899906842624 -- 2^50: three classes and their virtual times stay exact in a double
 local LAST_CLASS = 2
 local VIRTUAL = 1000 -- virtual time per token at weight 1
+local PACE_MS, PACE_TURNS = 4000, 16 -- the window of a pace: for so many turns of the slots, but not shorter
 local GRANTS_AT_ONCE = 16 -- per script: nobody else is served meanwhile; the next sweep goes on
 
 local function ticket_of(pool, id)
@@ -52,31 +53,61 @@ local function take_turn(pool, class, owner)
   end
 end
 
--- How long a place takes: an EWMA (1/8) over waits. One that was given up counts where it was longer than that.
-local function learn_place_time(pool, ticket, now_ms, served)
-  local name = 'place_us|' .. ticket.class
-  local took_us = math.floor((now_ms - ticket.since) * 1000 / (ticket.ahead + 1))
-  local known = tonumber(redis.call('HGET', pool.vt, name) or took_us)
-  if served or took_us > known then
-    redis.call('HSET', pool.vt, name, string.format('%d', known + math.floor((took_us - known) / 8)))
+-- How many of a class are granted, in thousandths, in a window of time that slides: `current` since `start` (ms),
+-- `before` in the window before that. Nil where nobody of the class has waited.
+local function pace_of(pool, class, now_ms)
+  local text = redis.call('HGET', pool.vt, 'pace|' .. class)
+  if not text then
+    return nil
+  end
+  local start, length, current, before = string.match(text, '^(%d+)|(%d+)|(%d+)|(%d+)$')
+  local pace = { start = tonumber(start), length = tonumber(length), current = tonumber(current),
+    before = tonumber(before) }
+  local windows = math.floor((now_ms - pace.start) / pace.length)
+  if windows > 0 then
+    pace.before = windows == 1 and pace.current or 0
+    pace.current = 0
+    pace.start = pace.start + windows * pace.length
+  end
+  return pace
+end
+
+local function pace_text(start, length, current, before)
+  return string.format('%d|%d|%d|%d', start, length, current, before)
+end
+
+-- A class begins to wait: as if it had had all slots so far, of which one comes free every `turn_us`. What its pace was
+-- more than two windows ago tells nothing.
+local function begin_pace(pool, class, turn_us, now_ms)
+  local start, length = string.match(redis.call('HGET', pool.vt, 'pace|' .. class) or '', '^(%d+)|(%d+)')
+  if not start or now_ms - start >= 2 * length then
+    local window_ms = math.max(PACE_MS, math.floor(turn_us * PACE_TURNS / 1000))
+    redis.call('HSET', pool.vt, 'pace|' .. class,
+      pace_text(now_ms, window_ms, 0, math.floor(window_ms * 1000000 / turn_us)))
   end
 end
 
+-- Between two grants, in us. Two windows at most: what is not known is not for ever.
+local function gap_us(pace, now_ms)
+  local left_ms = pace.length - (now_ms - pace.start)
+  local grants = pace.current + math.floor(pace.before * left_ms / pace.length)
+  return math.floor(pace.length * 1000000 / math.max(500, grants))
+end
+
 -- Its place goes to the next of its tenant. No-op for one that has left the line before.
-local function leave_line(pool, ticket, now_ms, served)
+local function leave_line(pool, ticket)
   if redis.call('ZREM', pool.line, ticket.member) == 1 then
-    learn_place_time(pool, ticket, now_ms, served)
     take_turn(pool, ticket.class, whose(ticket.class, ticket.tenant))
   end
 end
 
 -- Returns the ticket, or nil where the request does not wait.
-local function leave_queue(pool, id, now_ms, served)
+local function leave_queue(pool, id)
   local ticket = ticket_of(pool, id)
   if not ticket then
     return nil
   end
-  leave_line(pool, ticket, now_ms, served)
+  leave_line(pool, ticket)
   redis.call('HDEL', pool.q_info, id)
   redis.call('ZREM', pool.q_wait, id)
   if redis.call('EXISTS', pool.q) == 0 then
@@ -108,22 +139,21 @@ local function position_of(pool, ticket)
   return ahead_of(pool, ticket.class, owner, ticket.weight, own)
 end
 
--- For who would be the last of its tenant: how many are served before it, and the wait in ms that follows: by the
--- time that a place has taken of late, which knows of urgent work that comes later; without such, by the slots.
-local function predicted_wait(pool, class, tenant, weight, slots, service_us)
+-- For who would be the last of its tenant: how many are served before it, and the wait in ms that follows: more
+-- urgent ones by the slots, of which one comes free every `turn_us`; the own class by its pace of late, which knows of
+-- urgent work that comes later. Nobody is kept out by that pace alone: the first of a class waits by the slots.
+local function predicted_wait(pool, class, tenant, weight, turn_us, now_ms)
   local owner = whose(class, tenant)
   local from, to = beginning_with(owner)
+  local more_urgent = class > 0 and as_urgent(pool, class - 1) or 0
   local ahead = ahead_of(pool, class, owner, weight, redis.call('ZLEXCOUNT', pool.line, from, to))
-  local place_us = ahead > 0 and redis.call('HGET', pool.vt, 'place_us|' .. class)
-  if place_us then
-    return ahead, math.ceil((ahead + 1) * place_us / 1000)
-  end
-  service_us = tonumber(redis.call('HGET', pool.load, '#service_us') or service_us)
-  return ahead, math.ceil((ahead + 1) * service_us / (1000 * math.max(1, slots)))
+  local pace = ahead > more_urgent and pace_of(pool, class, now_ms)
+  local gap = pace and math.max(turn_us, gap_us(pace, now_ms)) or turn_us
+  return ahead, math.ceil((more_urgent * turn_us + (ahead - more_urgent + 1) * gap) / 1000)
 end
 
 -- Adds the `member` to the ticket.
-local function join_queue(pool, id, ticket, now_ms)
+local function join_queue(pool, id, ticket, turn_us, now_ms)
   local owner = whose(ticket.class, ticket.tenant)
   local cost = math.ceil(math.max(1, ticket.tokens) * VIRTUAL / ticket.weight)
   local number = redis.call('HINCRBY', pool.vt, 'number', 1)
@@ -133,7 +163,9 @@ local function join_queue(pool, id, ticket, now_ms)
     local times = redis.call('HMGET', pool.vt, 'clock|' .. ticket.class, 'last|' .. owner)
     local last = math.max(tonumber(times[1] or 0), tonumber(times[2] or 0))
     redis.call('HSET', pool.vt, 'last|' .. owner, string.format('%d', last), 'weight|' .. owner, ticket.weight)
-    redis.call('HINCRBY', pool.vt, 'weight|' .. ticket.class, ticket.weight)
+    if redis.call('HINCRBY', pool.vt, 'weight|' .. ticket.class, ticket.weight) == ticket.weight then
+      begin_pace(pool, ticket.class, turn_us, now_ms)
+    end
     take_turn(pool, ticket.class, owner)
   end
   redis.call('HSET', pool.q_info, id, cjson.encode(ticket))
@@ -158,7 +190,7 @@ local function next_of_class(pool, class, now_ms, passed)
       if tonumber(redis.call('ZSCORE', pool.q_wait, waiter.id)) > now_ms then
         return { id = waiter.id, ticket = ticket, owner = owner, cost = waiter.cost }
       end
-      leave_line(pool, ticket, now_ms, false)
+      leave_line(pool, ticket)
       turn = 0
     end
   end
@@ -206,8 +238,10 @@ local function grant(pool, waiter, chosen, fence, now_ms)
     dispatched = ticket.sent, address = chosen.address, replica = chosen.replica }, expiry_ms, chosen)
   local finish = redis.call('HINCRBY', pool.vt, 'last|' .. waiter.owner, waiter.cost)
   local clock = math.max(finish, tonumber(redis.call('HGET', pool.vt, 'clock|' .. ticket.class) or 0))
-  redis.call('HSET', pool.vt, 'clock|' .. ticket.class, string.format('%d', clock))
-  leave_queue(pool, id, now_ms, true)
+  local pace = pace_of(pool, ticket.class, now_ms)
+  redis.call('HSET', pool.vt, 'clock|' .. ticket.class, string.format('%d', clock), 'pace|' .. ticket.class,
+    pace_text(pace.start, pace.length, pace.current + 1000, pace.before))
+  leave_queue(pool, id)
   redis.call('PUBLISH', ticket.channel, table.concat({ id, ticket.step, ticket.candidate,
     string.format('%d', fence), expiry_ms, chosen.address, chosen.replica }, '|'))
 end

@@ -203,7 +203,7 @@ local function end_step_before()
     learn_service_time(own_pool, own_lease, now_ms)
     return own_lease.dispatched
   elseif own_pool then
-    local ticket = leave_queue(own_pool, id, now_ms, false)
+    local ticket = leave_queue(own_pool, id)
     return ticket and ticket.sent or false
   end
   return false
@@ -241,10 +241,10 @@ local tenant, weight = ARGV[10], tonumber(ARGV[11])
 local place = nil
 for _, candidate in ipairs(living) do
   local pool = candidate.pool
-  local ahead, wait_ms = predicted_wait(pool, class, tenant, weight,
-    candidate.slots * redis.call('ZCARD', pool.reps), candidate.service_us)
+  local turn_us = turn_of(pool, candidate.slots, candidate.service_us)
+  local ahead, wait_ms = predicted_wait(pool, class, tenant, weight, turn_us, now_ms)
   if not place or wait_ms < place.wait_ms then
-    place = { candidate = candidate, ahead = ahead, wait_ms = wait_ms }
+    place = { candidate = candidate, turn_us = turn_us, ahead = ahead, wait_ms = wait_ms }
   end
 end
 if longest_queue < 0 then
@@ -270,10 +270,10 @@ for replica in pairs(excluded) do
 end
 local terms = place.candidate.terms
 join_queue(pool, id, { step = step, candidate = place.candidate.number - 1, class = class, tenant = tenant,
-  weight = weight, tokens = tokens, ahead = place.ahead, sent = sent, since = now_ms,
+  weight = weight, tokens = tokens, sent = sent, since = now_ms,
   deadline = now_ms + deadline_ms, ttl = tonumber(ARGV[18]), ageing = math.max(1, tonumber(ARGV[19])),
   lease_ttl = lease_ttl_ms, channel = ARGV[12], excluded = leave_out, holders = holding, affine = terms.affine,
-  per_token = terms.per_token, cold = terms.cold, credit = terms.credit, look_at = look_at }, now_ms)
+  per_token = terms.per_token, cold = terms.cold, credit = terms.credit, look_at = look_at }, place.turn_us, now_ms)
 write_open(KEYS[1], 'waiting', step, pool.name, hold, note, ARGV[5])
 event('waiting', pool.name, '')
 -- A slot may be free: one that this request gave up, or that nobody ahead of it fits.

@@ -27,7 +27,7 @@ end
 local lease = end_lease(pool, id)
 local sent = lease and lease.dispatched
 if not lease then
-  sent = (leave_queue(pool, id, now_ms, false) or {}).sent
+  sent = (leave_queue(pool, id) or {}).sent
 end
 local known = reservation(redis.call('GET', KEYS[1]))
 local charge = 0

@@ -75,7 +75,7 @@ if lease then
   freed[1] = lease.replica
   learn_service_time(pool, lease, now_ms)
 else
-  leave_queue(pool, id, now_ms, false)
+  leave_queue(pool, id)
 end
 for i = 1, buckets do
   correct_bucket(KEYS[first_bucket + i - 1], tonumber(ARGV[10 + i]), at_us)
