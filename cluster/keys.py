@@ -121,8 +121,8 @@ def utc_day(time_ms: int) -> str:
 
 
 def stats(day: str) -> str:
-    """hash of one UTC day: spent, saved (micro-USD), calls, calls:<tier>, refused:<reason>, lost (calls whose
-    gateway died), overrun (micro-USD of usage above a hold, which nobody pays: a bug)."""
+    """hash of one UTC day, kept for 40: spent, saved (micro-USD), calls, calls:<tier>, refused:<reason>, lost
+    (calls whose gateway died), overrun (micro-USD of usage above a hold, which nobody pays: a bug)."""
     return f"{TAG}:spend:{day}"
 
 

@@ -152,6 +152,9 @@ class PoolConfig(Strict):
     throughput: Throughput
     adapters: list[AdapterId] = []
     max_rank: int = Field(16, ge=1, le=512)
+    kernels: Literal["sprat", "stock"] = Field(
+        "sprat", description="what computes the adapters; stock: vLLM's own kernels"
+    )
     simulated: SimulatedProfile | None = None
     engine_options: list[str] = Field([], description="extra flags of `vllm serve`, given as they are")
 

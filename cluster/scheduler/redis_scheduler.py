@@ -26,6 +26,7 @@ from cluster.scheduler.scheduler import (
     LOOK_AT_REPLICAS,
     REBUILD_GRACE_MS,
     RESERVATION_TTL_MS,
+    STATS_TTL_MS,
 )
 from cluster.types import (
     AdmitRequest,
@@ -247,10 +248,12 @@ class RedisScheduler:
 
     async def reap(self, pools: Sequence[str], *, charge_lost: bool = True) -> tuple[Lost, ...]:
         pools = _distinct(pools)
-        script_keys = [keys.FENCE]
+        script_keys = [keys.FENCE, keys.stats(self._today())]
         for pool in pools:
             script_keys += (*keys.of_pool(pool), keys.directory(pool))
-        found, dead = await self._run(scripts.SWEEP, script_keys, [DEAD_AFTER_MS, EXPIRED_PER_REAP])
+        found, dead = await self._run(
+            scripts.SWEEP, script_keys, [DEAD_AFTER_MS, EXPIRED_PER_REAP, STATS_TTL_MS]
+        )
         for number, replica_id, adapters in zip(dead[::3], dead[1::3], dead[2::3], strict=True):
             await self._take_out(pools[number - 1], replica_id, json.loads(adapters), DEAD_AFTER_MS)
         if not found:

@@ -34,6 +34,9 @@ LOOK_AT_REPLICAS = 4
 """Of the least loaded, and of the holders of the adapter, per candidate: with the prefix-affine one a
 choice sees at most nine, so that the cost of admit does not grow with the pool (SCHEDULER.md 8)."""
 
+STATS_TTL_MS = 40 * 24 * 3_600_000
+"""The counters of a day stay for longer than the longest month; the ledger keeps what they say for ever."""
+
 EXPIRED_PER_REAP = 500
 """How many requests one reap ends per pool at most."""
 

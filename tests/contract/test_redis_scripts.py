@@ -23,6 +23,7 @@ from cluster.clock import ManualClock
 from cluster.errors import ConfigError, SchedulerUnavailable
 from cluster.scheduler.redis_connection import connect
 from cluster.scheduler.redis_scheduler import GrantNotice, RedisScheduler
+from cluster.scheduler.scheduler import STATS_TTL_MS
 from cluster.types import (
     AdmitRequest,
     BudgetLine,
@@ -216,13 +217,12 @@ async def test_every_key_has_the_tag_and_most_have_an_end(redis_scheduler, valke
     endless = {name for name in names if await client.pttl(name) == -1}
 
     assert all(name.startswith("{sch}:") for name in names)
-    # What is as large as the fleet, what nobody may forget, and a hash per day.
+    # What is as large as the fleet, and what nobody may forget.
     assert endless == {
         keys.FENCE,
         keys.EPOCH,
         keys.GATEWAYS,
         keys.EVENTS,
-        keys.stats("20231114"),
         keys.budget(TOTAL.owner, TOTAL.window),
         *(keys.load(pool) for pool in ("small", "large")),
         *(keys.leases("large"), keys.lease_details("large")),
@@ -314,6 +314,21 @@ async def test_a_refusal_writes_nothing_but_its_counter(busy_server, reason, req
     spend = before.pop(keys.stats("20261122"))
     assert after == before
     assert counted == spend | {f"refused:{refusal.reason}": "1"}
+
+
+async def test_the_counters_of_a_day_are_not_kept_alive_by_sweeps(redis_scheduler, valkey_url):
+    scheduler = redis_scheduler.scheduler
+    await scheduler.admit(admit_request("refused"))
+    client = patient_client(valkey_url)
+    (counters,) = await client.keys(keys.stats("*"))
+
+    await scheduler.reap(["small"])
+    left_ms = await client.pttl(counters)
+    await asyncio.sleep(0.01)
+    await scheduler.reap(["small"])
+
+    assert 0 < await client.pttl(counters) < left_ms <= STATS_TTL_MS
+    await client.aclose()
 
 
 @pytest.fixture

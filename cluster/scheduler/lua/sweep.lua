@@ -3,16 +3,17 @@
 -- Take dead replicas out, give free slots to waiters, and find what has expired, for `reap`. A dead replica with
 -- adapters is named, so that `deregister` can take it out of their sets: a script cannot build the names of keys.
 --
--- KEYS  1 fence, then per pool: its nine (_pool) and its dir
--- ARGV  1 a replica is dead after (ms), 2 expired requests to name per pool and kind at most
+-- KEYS  1 fence, 2 stats of the day, then per pool: its nine (_pool) and its dir
+-- ARGV  1 a replica is dead after (ms), 2 expired requests to name per pool and kind at most, 3 stats ttl (ms)
 -- Reply two flat lists: pool (1 = the first), request id, and so on; pool, dead replica, its adapters (JSON), …
 -- Time  TIME
 
 local dead_after_ms = tonumber(ARGV[1])
 local now_ms = to_ms(now_us())
 local expired, dead = {}, {}
-for number = 1, (#KEYS - 1) / (POOL_KEYS + 1) do
-  local first = 2 + (POOL_KEYS + 1) * (number - 1)
+redis.call('PEXPIRE', KEYS[2], ARGV[3], 'NX') -- here, so that no call pays for it
+for number = 1, (#KEYS - 2) / (POOL_KEYS + 1) do
+  local first = 3 + (POOL_KEYS + 1) * (number - 1)
   local pool, dir = pool_at(first), KEYS[first + POOL_KEYS]
   for _, replica in ipairs(redis.call('SMEMBERS', dir)) do
     if is_dead(pool, replica, now_ms - dead_after_ms) then
