@@ -151,7 +151,7 @@ class Schedulers(RuleBasedStateMachine):
                 if replica_id not in ticket.excluded
             ):
                 return ticket.request_id
-            passed[ticket.level] += 1
+            passed[ticket.owner] += 1
         return None
 
     # Replicas.
@@ -245,7 +245,7 @@ class Schedulers(RuleBasedStateMachine):
         return tuple(rng.sample(sorted(self.replica_pools), rng.choice([0, 0, rng.randint(0, at_most)])))
 
     def ask(self, request: AdmitRequest) -> None:
-        before = books_in_memory(self.twin, POOLS, self.now_ms)
+        before = without_the_overdue(books_in_memory(self.twin, POOLS, self.now_ms), self.now_ms)
         call = self.model.calls.get(request.request_id)
         pools = [call.pool] if call else []
         answer = self.both("admit", lambda scheduler: scheduler.admit(request))
@@ -254,7 +254,7 @@ class Schedulers(RuleBasedStateMachine):
             self.model.admitted(request, answer, self.now_ms)
             assert not self.granted
             after = books_in_memory(self.twin, POOLS, self.now_ms)
-            assert without_the_overdue(after) == without_the_overdue(before), "a refusal changes nothing"
+            assert without_the_overdue(after, self.now_ms) == before, "a refusal changes nothing"
             return
         stored = call is not None and call.request.step == request.step
         self.requests[request.request_id] = request
@@ -453,13 +453,16 @@ class Schedulers(RuleBasedStateMachine):
         assert not any(self.model.held(name) for name in NAMES)
 
 
-def without_the_overdue(books: dict[str, Any]) -> dict[str, Any]:
-    """Any call may notice that a replica is dead or a wait is over."""
+def without_the_overdue(books: dict[str, Any], now_ms: int) -> dict[str, Any]:
+    """Any call may notice that a replica is dead or a wait is over: then the next of that tenant is first."""
+    return {name: _live(value, now_ms) if name in POOLS else value for name, value in books.items()}
+
+
+def _live(pool: dict[str, Any], now_ms: int) -> dict[str, Any]:
     return {
-        name: {part: rows for part, rows in value.items() if part not in ("ready", "order")}
-        if name in POOLS
-        else value
-        for name, value in books.items()
+        **{part: rows for part, rows in pool.items() if part not in ("ready", "turns")},
+        "lines": [member for member in pool["lines"] if pool["waits"][member.rpartition("|")[2]] > now_ms],
+        "virtual": {name: value for name, value in pool["virtual"].items() if not name.startswith("weight|")},
     }
 
 

@@ -226,6 +226,8 @@ local function best_replica(pool, need, terms, excluded, look_at, also, dead_at_
         unfit[r] = true
         look_now = look_at
       end
+    elseif plain and #full > 0 then
+      look_now = look_at -- the first is full, so all are: who of them lives?
     else
       for _, replica in ipairs(full) do
         if is_dead(pool, replica, dead_at_ms) then
