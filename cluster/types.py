@@ -260,6 +260,10 @@ class AdmitRequest:
         return tuple(line.owner_and_window for line in self.budgets)
 
 
+LOCAL_FENCE = 0
+"""Of a grant that a gateway gave alone, while the store did not answer. Real fences are larger."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """A slot on a replica. `fence` makes a late holder harmless (SCHEDULER.md 6)."""

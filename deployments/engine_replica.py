@@ -39,6 +39,8 @@ class EngineReplica:
     """Serve calls the async constructor, `check_health` and the async destructor."""
 
     kernels = "none"
+    warning = ""
+    """What an operator should know about a replica that is ready all the same; shown in `sprat status`."""
     simulated = False
 
     async def __init__(self, pool_name: str, runtime: Runtime) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -71,7 +73,7 @@ class EngineReplica:
             raise
         self._set(
             phase=ReplicaPhase.READY,
-            detail="",
+            detail=self.warning,
             address=address,
             kernels=self.kernels,
             adapters=tuple((adapter, "loaded") for adapter in self.pool.adapters),

@@ -8,6 +8,7 @@ process from the registry's list; vLLM's run-time loading route stays off (THREA
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -21,6 +22,10 @@ from deployments.engine_replica import EngineReplica
 from deployments.free_port import bound_socket
 from deployments.loading_turn import loading_turn
 from deployments.orphan_guard import OWNER_VARIABLE
+from kernels.plugin.guard import SWITCH
+from kernels.plugin.health import PLUGIN, WORKER_EXTENSION, kernels_in_use
+
+logger = logging.getLogger("ray.serve")
 
 STOP_TIMEOUT_S = 20.0
 
@@ -31,7 +36,6 @@ class VllmReplica(EngineReplica):
     _failure: str | None = None
 
     async def start_engine(self) -> str:
-        self.kernels = "stock" if self.pool.adapters else "none"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -87,6 +91,7 @@ class VllmReplica(EngineReplica):
             tasks = await engine.get_supported_tasks()
             application = build_app(arguments, tasks, engine.model_config)
             await init_app_state(engine, application.state, arguments, tasks)
+            await self._check_kernels(engine)
             await self._load_adapters(application.state.openai_serving_models)
             sock = bound_socket(self.listen_host())
             server = uvicorn.Server(
@@ -109,6 +114,15 @@ class VllmReplica(EngineReplica):
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True
             await serving
+
+    async def _check_kernels(self, engine: Any) -> None:
+        if not self.pool.adapters:
+            return
+        found = await kernels_in_use(engine)
+        self.kernels = found.name
+        if found.name != self.pool.kernels:
+            self.warning = f"adapters run on {found.name} kernels, not on {self.pool.kernels}: {found.reason}"
+            logger.warning("pool %s: %s", self.pool_name, self.warning)
 
     async def _load_adapters(self, models: Any) -> None:
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
@@ -152,6 +166,8 @@ def engine_flags(pool: PoolConfig, weights: str) -> list[str]:
             str(pool.max_rank),
             "--max-loras",
             str(len(pool.adapters)),
+            "--worker-extension-cls",
+            WORKER_EXTENSION,
         ]
         if gpus == 0:
             flags.append("--enforce-eager")  # LoRA on CPU runs eagerly anyway; say so
@@ -166,7 +182,8 @@ def _set_environment(pool: PoolConfig, *, on_gpu: bool) -> None:
     """vLLM reads these while it is imported and hands them on to its processes."""
     os.environ |= {
         OWNER_VARIABLE: str(os.getpid()),
-        "VLLM_PLUGINS": "sprat_orphan_guard",
+        "VLLM_PLUGINS": f"sprat_orphan_guard,{PLUGIN}",
+        SWITCH: pool.kernels,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "VLLM_CONFIGURE_LOGGING": "1",

@@ -116,7 +116,13 @@ RULES = {
     ),
     "vllm stands behind one module": Rule(
         what=("vllm",),
-        but=("deployments/engine_vllm.py", "kernels/plugin/*.py", "kernels/benchmark/*.py", "rivals/*.py"),
+        but=(
+            "deployments/engine_vllm.py",
+            "kernels/plugin/*.py",
+            "kernels/benchmark/*.py",
+            "rivals/*.py",
+            "kernels/cpu_comparison.py",
+        ),
     ),
     # Gateway, command line, weights and the simulated engine run without a Ray cluster.
     "ray stays at the top of deployments": Rule(

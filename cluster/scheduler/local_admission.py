@@ -11,14 +11,11 @@ from collections import Counter, OrderedDict
 
 from cluster.clock import Clock
 from cluster.scheduler.snapshot import FleetSnapshot
-from cluster.types import AdmitRequest, Candidate, Grant, Refusal, RefusalReason, ReplicaState
+from cluster.types import LOCAL_FENCE, AdmitRequest, Candidate, Grant, Refusal, RefusalReason, ReplicaState
 
 RETRY_AFTER_MS = 1_000
 BUCKETS = 100_000
 """Rate buckets kept at most; the one that was used longest ago is forgotten."""
-
-LOCAL_FENCE = 0
-"""No grant of the store has it."""
 
 
 class LocalAdmission:

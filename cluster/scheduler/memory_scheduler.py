@@ -26,6 +26,7 @@ from cluster.scheduler.scheduler import (
     RESERVATION_TTL_MS,
 )
 from cluster.types import (
+    LOCAL_FENCE,
     AdmitRequest,
     BudgetLine,
     BudgetState,
@@ -490,17 +491,25 @@ class MemoryScheduler:
 
     async def reregister(self, request: AdmitRequest, lease: HeldLease) -> Grant | None:
         now_ms = self._clock.now_ms()
-        if self._reservation(request.request_id) is not None:
-            return None
         grant = lease.grant
+        known = self._reservation(request.request_id)
+        place = (grant.step, grant.candidate.pool)
+        if known is not None and (
+            grant.fence != LOCAL_FENCE or known.over or (known.step, known.pool) != place
+        ):
+            return None
         fence = self._next_fence(now_ms)
-        books = self._pools[grant.candidate.pool].books
-        self._money.hold(request.budgets, request.hold_micro_usd, now_ms)
-        self._remember(
-            request.request_id,
-            replace(_reservation_of(request), step=grant.step, pool=grant.candidate.pool),
-            now_ms,
-        )
+        pool = self._pools[grant.candidate.pool]
+        books, sent, freed = pool.books, lease.dispatched, None
+        if known is not None:
+            before, ticket = books.end_lease(request.request_id), pool.queue.leave(request.request_id)
+            if before is not None:
+                sent, freed = sent or before.dispatched, before.replica_id
+            sent = sent or (ticket is not None and ticket.sent)
+        else:
+            self._money.hold(request.budgets, request.hold_micro_usd, now_ms)
+            reservation = replace(_reservation_of(request), step=grant.step, pool=grant.candidate.pool)
+            self._remember(request.request_id, reservation, now_ms)
         # Where the replica has not reported yet, its first heartbeat finds this load and keeps it.
         books.replicas.setdefault(grant.replica_id, Replica(since=fence - 1))
         brought_back = Lease(
@@ -511,9 +520,10 @@ class MemoryScheduler:
             fence=fence,
             granted_ms=now_ms,
             expiry_ms=now_ms + request.lease_ttl_ms,
-            dispatched=lease.dispatched,
+            dispatched=sent,
         )
         books.begin_lease(request.request_id, brought_back)
+        self._pass_on(grant.candidate.pool, freed, now_ms)
         return replace(grant, fence=fence)
 
     # Replicas.

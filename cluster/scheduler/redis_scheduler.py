@@ -324,6 +324,8 @@ class RedisScheduler:
                 request.lease_ttl_ms,
                 int(lease.dispatched),
                 len(request.budgets),
+                grant.fence,
+                DEAD_AFTER_MS,
                 *(line.ttl_ms for line in request.budgets),
             ],
         )

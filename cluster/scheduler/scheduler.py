@@ -107,7 +107,9 @@ class Scheduler(Protocol):
         ...
 
     async def reregister(self, request: AdmitRequest, lease: HeldLease) -> Grant | None:
-        """After data loss: bring back the hold and the lease of a running call. None: it is known."""
+        """A call runs that the store has no lease for: after data loss its hold and lease are brought back.
+        One that its gateway let run alone (`LOCAL_FENCE`) takes its place here from where it waits, or from a
+        lease that nobody heard of. None: it is over, or known otherwise."""
         ...
 
     async def budget_states(self, budgets: Sequence[tuple[str, str]]) -> tuple[BudgetState, ...]:

@@ -16,10 +16,9 @@ from cluster.clock import SystemClock
 from cluster.errors import SchedulerUnavailable, StoreUnavailable
 from cluster.ledger import Ledger, LedgerEntry
 from cluster.scheduler.guarded_scheduler import GuardedScheduler
-from cluster.scheduler.local_admission import LOCAL_FENCE
 from cluster.scheduler.redis_scheduler import GrantNotice
 from cluster.scheduler.snapshot import FleetSnapshot
-from cluster.types import TICKET_TTL_MS, AdmitRequest, Grant, HeldLease, Lost, SettleRequest
+from cluster.types import LOCAL_FENCE, TICKET_TTL_MS, AdmitRequest, Grant, HeldLease, Lost, SettleRequest
 from deployments.gateway.admission import Admission
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.settling import Settling
@@ -32,6 +31,10 @@ LEASE_TTL_MS = 15_000
 TICK_S = 1.0
 TICKS_PER_RENEWAL = 5
 POLL_S = 0.2
+
+REAP_AFTER_S = 3.0
+"""After an outage nobody is reaped for this long: places ran out that their gateways could not keep, and calls
+that ended are still in journals. A hold that is given back too early is money spent twice."""
 
 KNOWN_ELSEWHERE = -1
 """Fence of a call that this gateway decided alone, while the store turned out to know it already."""
@@ -74,6 +77,7 @@ class LeaseKeeper:
         self._running: dict[str, _Running] = {}
         self._ticks = 0
         self._server = ""
+        self._back_s = -REAP_AFTER_S
         self._tasks = tuple(
             asyncio.create_task(loop) for loop in (self._tick_loop(), self._poll_loop(), self._listen())
         )
@@ -120,7 +124,7 @@ class LeaseKeeper:
 
     async def _tick(self) -> None:
         was_away = self._scheduler.breaker.is_open
-        due = self._ticks % TICKS_PER_RENEWAL == 0
+        due = was_away or self._ticks % TICKS_PER_RENEWAL == 0
         self._ticks += 1
         running = [each for each in self._running.values() if each.grant.fence > LOCAL_FENCE] if due else []
         renewal = await self._scheduler.renew(
@@ -135,6 +139,9 @@ class LeaseKeeper:
             # It may have come back, or another have taken over, without its last seconds.
             self._rebuild.doubt_all()
             self._admission.store_is_back()
+            if self._server:
+                self._back_s = time.monotonic()
+                await self._settling.flush()
         self._server = renewal.server
         if not self._rebuild.is_open:
             await self._rebuild.advance()
@@ -143,6 +150,10 @@ class LeaseKeeper:
             await self._rebuild.raise_doubtful()
         loads = {pool: await self._scheduler.pool_load(pool) for pool in self._pools}
         self._admission.snapshot = FleetSnapshot.of(loads, renewal.gateways)
+        if time.monotonic() - self._back_s >= REAP_AFTER_S:
+            await self._reap()
+
+    async def _reap(self) -> None:
         left_behind = await self._scheduler.reap(self._pools, charge_lost=self._charge_lost)
         if left_behind:
             charged = sum(lost.charge_micro_usd for lost in left_behind)

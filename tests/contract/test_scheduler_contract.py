@@ -10,6 +10,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.types import (
+    LOCAL_FENCE,
+    BudgetLine,
     Grant,
     HeldLease,
     Placement,
@@ -18,9 +20,11 @@ from cluster.types import (
     RefusalReason,
     Renewal,
     ReplicaPhase,
+    Waiting,
 )
 from tests.builders import LONG_LEASE_MS, NOON_MS, PATIENT, admit_request, candidate, ready_replica
 from tests.scheduler_calls import (
+    budget_of,
     cancel,
     grant_of,
     keep,
@@ -894,6 +898,59 @@ class TestReregister:
 
         assert await grant_of(sut.scheduler, request) == back
         assert await reason_of(sut.scheduler, replace(request, step=0)) == RefusalReason.ENDED
+
+    async def test_what_ran_alone_takes_its_place_from_where_it_waits(self, sut):
+        """Its ticket would run out while it runs, and its hold would be given to others."""
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
+        await sut.scheduler.heartbeat(ready_replica("b", max_concurrency=0))
+        await grant_of(sut.scheduler, admit_request("blocker"))
+        line = BudgetLine("tenant:acme", "20261122", 1_000)
+        request = admit_request("r", queue=PATIENT, budgets=(line,), hold_micro_usd=300)
+        assert isinstance(await sut.scheduler.admit(request), Waiting)
+        alone = Grant("r", 0, candidate(), "b", "http://b", LOCAL_FENCE, 0)
+
+        back = await sut.scheduler.reregister(request, HeldLease(alone, dispatched=True))
+
+        assert (back.replica_id, back.fence > LOCAL_FENCE) == ("b", True)
+        assert await load_of(sut.scheduler) == {"a": (1, 100), "b": (1, 100)}
+        assert await waiters_of(sut.scheduler) == 0
+        assert await budget_of(sut.scheduler) == (0, 300)
+        assert await keep(sut.scheduler, back) == [True]
+        assert await sut.scheduler.reregister(request, HeldLease(back)) is None
+        await settle(sut.scheduler, request, 200)
+        assert await budget_of(sut.scheduler) == (200, 0)
+
+    async def test_or_from_a_lease_that_nobody_heard_of(self, sut):
+        """The store hung, and carried the admission out after it had been given up. Its slot goes on."""
+        await sut.scheduler.heartbeat(ready_replica("a", max_concurrency=1))
+        request, other = admit_request("r"), admit_request("other", queue=PATIENT)
+        unheard = await grant_of(sut.scheduler, request)
+        await sut.scheduler.heartbeat(ready_replica("b", max_concurrency=0))
+        waiting = await sut.scheduler.admit(other)
+        alone = replace(unheard, replica_id="b", address="http://b", fence=LOCAL_FENCE)
+
+        back = await sut.scheduler.reregister(request, HeldLease(alone))
+
+        assert await keep(sut.scheduler, unheard, back) == [False, True]
+        (answer,) = await sut.scheduler.poll([waiting], 1_000)
+        assert isinstance(answer, Grant)
+        assert await load_of(sut.scheduler) == {"a": (1, 100), "b": (1, 100)}
+
+    async def test_but_not_once_it_is_over_or_elsewhere(self, sut):
+        await sut.scheduler.heartbeat(ready_replica("a"))
+        await sut.scheduler.heartbeat(ready_replica("b", "large"))
+        ended, escalated = admit_request("r0"), admit_request("r1", "large", step=1)
+        await grant_of(sut.scheduler, ended)
+        await settle(sut.scheduler, ended)
+        current = await grant_of(sut.scheduler, escalated)
+        draft = admit_request("r1")
+
+        for request in (ended, draft):
+            alone = Grant(request.request_id, 0, candidate(), "a", "http://a", LOCAL_FENCE, 0)
+            assert await sut.scheduler.reregister(request, HeldLease(alone)) is None
+
+        assert await load_of(sut.scheduler) == {"a": (0, 0)}
+        assert await keep(sut.scheduler, current) == [True]
 
     async def test_the_load_of_a_replica_that_never_comes_back_is_forgotten(self, sut):
         request = admit_request("r")

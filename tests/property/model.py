@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cluster.types import (
+    LOCAL_FENCE,
     AdmitRequest,
     BudgetLine,
     BudgetState,
@@ -305,15 +306,21 @@ class Model:
             self.excess[name] += raised
 
     def reregistered(self, request: AdmitRequest, lease: HeldLease, back: Grant | None, now_ms: int) -> None:
-        if request.request_id in self.calls:
-            assert back is None
-            return
+        call = self.calls.get(request.request_id)
+        if call is not None:
+            here = call.request.step == lease.grant.step and call.pool == lease.grant.candidate.pool
+            if call.end or lease.grant.fence != LOCAL_FENCE or not here:
+                assert back is None
+                return
+            self._leave_place(call)
+            call.sent |= lease.dispatched
+        else:
+            call = self.calls[request.request_id] = Call(request, request, sent=lease.dispatched)
+            call.pool = lease.grant.candidate.pool
+            for line in request.budgets:
+                self.limits[line.owner, line.window] = line.limit_micro_usd
+                self.excess[line.owner, line.window] += request.hold_micro_usd
         assert back is not None
-        call = self.calls[request.request_id] = Call(request, request, sent=lease.dispatched)
-        call.pool = lease.grant.candidate.pool
-        for line in request.budgets:
-            self.limits[line.owner, line.window] = line.limit_micro_usd
-            self.excess[line.owner, line.window] += request.hold_micro_usd
         self.replicas.setdefault(
             back.replica_id,
             Replica(ReplicaState(back.replica_id, call.pool, ReplicaPhase.STARTING, max_concurrency=1), None),

@@ -24,6 +24,7 @@ from cluster.scheduler.memory_scheduler import GRANTS_AT_ONCE, MemoryScheduler
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import Scheduler
 from cluster.types import (
+    LOCAL_FENCE,
     AdmitRequest,
     BudgetLine,
     Grant,
@@ -376,18 +377,35 @@ class Schedulers(RuleBasedStateMachine):
 
     @rule(rng=RANDOMS)
     def bring_back(self, rng):
+        """After data loss; or where the gateway let it run alone, wherever the store has it by now."""
         if not self.grants:
             return
         grant = rng.choice(self.grants[-30:])
+        alone = rng.choice([True, False])
+        if alone:
+            waiting = [*self.waiting.values(), *self.grants[-5:]]
+            mine = rng.choice(waiting)
+            grant = replace(
+                rng.choice(self.grants[-30:]),
+                request_id=mine.request_id,
+                step=mine.step,
+                candidate=mine.candidate,
+                fence=LOCAL_FENCE,
+            )
+            if self.replica_pools[grant.replica_id] != mine.candidate.pool:
+                return
         request = self.requests[grant.request_id]
         if grant.step != request.step:
             return
         lease = HeldLease(grant, rng.choice([True, False]))
         back = self.both("reregister", lambda scheduler: scheduler.reregister(request, lease))
         if back is not None:
+            self.calls_made[f"reregister: {'alone' if alone else 'loss'}"] += 1
+            self.waiting.pop(back.request_id, None)
             back = replace(back, lease_expiry_ms=self.now_ms + request.lease_ttl_ms)
             self.grants.append(back)
         self.model.reregistered(request, lease, back, self.now_ms)
+        self.hear_of_grants(*([grant.candidate.pool] if back else []))
 
     @rule(rng=RANDOMS)
     def lose_everything(self, rng):
