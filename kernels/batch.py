@@ -56,6 +56,7 @@ class LoraBatch:
         self.max_loras = max_loras
         self.tokens = 0
         self.active_loras = 0
+        self._has_base_rows = False
         sizes = {
             "num_tiles": len(TILE_HEIGHTS),
             **{f"tiles_{h}": TILE_FIELDS * tile_bound(max_tokens, max_loras, h) for h in TILE_HEIGHTS},
@@ -90,6 +91,11 @@ class LoraBatch:
         """True when no row has an adapter: there is nothing to launch."""
         return self.active_loras == 0
 
+    @property
+    def active_groups(self) -> int:
+        """Active slots, and one more if there are base rows: how vLLM counts adapters."""
+        return self.active_loras + self._has_base_rows
+
     def tiles(self, height: int) -> Tensor:
         """The tile table for one of `TILE_HEIGHTS`, `[tile_bound, 4]`; `tile_count` are in use."""
         return self._view(f"tiles_{height}").view(-1, TILE_FIELDS)
@@ -111,7 +117,7 @@ class LoraBatch:
         try:
             rows_by_slot = np.bincount(slots + 1, minlength=self.max_loras + 1)
         except ValueError:  # one is below -1
-            rows_by_slot = np.empty(0)
+            rows_by_slot = np.empty(0, np.intp)
         if len(rows_by_slot) != self.max_loras + 1:
             raise ValueError(f"slots are {BASE_ROW} to {self.max_loras - 1}; this batch has others")
         host = self._hosts[0]
@@ -138,6 +144,7 @@ class LoraBatch:
 
         host.tokens = self.tokens = tokens
         self.active_loras = len(active)
+        self._has_base_rows = base_rows > 0
         host.copy_to(self.buffer)
 
     def scratch(self, count: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 Rows are grouped by adapter once per batch (`blocks_of`); every layer then multiplies each segment by its own
 adapter at its true rank. Rows without adapter are in no segment, so nothing reads or writes them. To copy
-the whole adapter for every row instead moves rows × rank × K numbers before the first product (KERNELS.md
-section 3.8).
+the whole adapter for every row instead moves rank times K numbers per row before the first product
+(KERNELS.md section 3.8).
 
 Sums are kept in float32 whatever the dtype of x, A, B and y, and y is rounded once. Multiplying bfloat16 as
 it is would be slower: without AVX-512 BF16, PyTorch has no fast product for it.
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-BASE_ROW = -1
-"""Slot of a row that no adapter applies to."""
+from kernels.batch import BASE_ROW
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,16 @@ class Segment:
 class Block:
     """Rows of the batch that are read and written together: a slice needs no copy, indices [n] need one."""
 
-    rows: slice | torch.Tensor
+    rows: slice | Tensor
     segments: tuple[Segment, ...]
 
-    def take(self, values: torch.Tensor) -> torch.Tensor:
+    def take(self, values: Tensor) -> Tensor:
         """The block's rows of `values` [T, W] in float32; a view where no copy is needed."""
         if isinstance(self.rows, slice):
             return values[self.rows].float()
         return values.index_select(0, self.rows).float()
 
-    def put(self, values: torch.Tensor, taken: torch.Tensor) -> None:
+    def put(self, values: Tensor, taken: Tensor) -> None:
         """Write back what `take` gave and the caller changed in place; the one rounding."""
         if isinstance(self.rows, slice):
             target = values[self.rows]
@@ -82,13 +82,13 @@ def blocks_of(slots: NDArray[np.integer]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def grouped_lora_linear(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    ranks: torch.Tensor,
-    slots: NDArray[np.integer] | torch.Tensor,
+def grouped_lora_linear(  # noqa: PLR0917 (the order of all LoRA operations here)
+    y: Tensor,
+    x: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    ranks: Tensor,
+    slots: NDArray[np.integer] | Tensor,
 ) -> None:
     """Add each row's adapter to y in place.
 
@@ -99,12 +99,12 @@ def grouped_lora_linear(
     add_lora(y, x, a, b, ranks, blocks_of(np.asarray(slots)))
 
 
-def add_lora(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    ranks: torch.Tensor,
+def add_lora(  # noqa: PLR0917 (the order of all LoRA operations here)
+    y: Tensor,
+    x: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    ranks: Tensor,
     blocks: tuple[Block, ...],
     scale: float = 1.0,
 ) -> None:
@@ -128,11 +128,11 @@ def add_lora(
         block.put(y, outputs)
 
 
-def shrink(
-    hidden: Sequence[torch.Tensor] | torch.Tensor,
-    x: torch.Tensor,
-    a: Sequence[torch.Tensor],
-    ranks: torch.Tensor,
+def shrink(  # noqa: PLR0917 (the order of all LoRA operations here)
+    hidden: Sequence[Tensor] | Tensor,
+    x: Tensor,
+    a: Sequence[Tensor],
+    ranks: Tensor,
     blocks: tuple[Block, ...],
     scale: float = 1.0,
 ) -> None:
@@ -153,16 +153,16 @@ def shrink(
 
 
 def expand(
-    y: torch.Tensor,
-    hidden: Sequence[torch.Tensor] | torch.Tensor,
-    b: Sequence[torch.Tensor],
+    y: Tensor,
+    hidden: Sequence[Tensor] | Tensor,
+    b: Sequence[Tensor],
     blocks: tuple[Block, ...],
     *,
     add_inputs: bool = True,
 ) -> None:
     """Second half: y += hidden[s]·B_sᵀ for rows with adapter; without `add_inputs` y is replaced there.
 
-    hidden: S tensors [T, R]. A y with fewer columns than B (a vocabulary padded for B only) takes what fits.
+    hidden: S tensors [T, R], zero beyond a row's rank.
     """
     for block in blocks:
         outputs = block.take(y)
@@ -171,8 +171,8 @@ def expand(
             inputs = block.take(source)
             width = b_slice.shape[-2]
             for segment in block.segments:
-                target = outputs[segment.rows, column : column + width]
-                weights = b_slice[segment.slot, 0, : target.shape[1]].float()
-                target.addmm_(inputs[segment.rows], weights.T, beta=int(add_inputs))
+                outputs[segment.rows, column : column + width].addmm_(
+                    inputs[segment.rows], b_slice[segment.slot, 0].float().T, beta=int(add_inputs)
+                )
             column += width
         block.put(y, outputs)

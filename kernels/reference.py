@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def lora_linear_reference(  # noqa: PLR0917 (the order of all LoRA operations here)
+def lora_linear_reference(  # noqa: PLR0917 (operands come in one order everywhere)
     y: Tensor,
     x: Tensor,
     a: Sequence[Tensor],

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import torch
 
+from kernels.batch import BASE_ROW
 from kernels.benchmark.cases import Case, LinearCase
-from kernels.benchmark.grid import BASE_ROW
 from kernels.reference import lora_linear_reference
 
 ROWS_AT_ONCE = 2048
@@ -38,9 +38,10 @@ class _LinearTruth:
 class Truth:
     """What a case's `y` must be after weight set 0 was added to `y_before` once, and how far off is allowed.
 
-    The bound of an element is epsilon · (|expected| + |x·Aᵀ|·|B|ᵀ). That has room for two roundings of the
-    result, as a system may round the product before it adds it to y, and for two of each number between
-    the two products. A wrong adapter, rank or row is off by orders of magnitude more.
+    The bound of an element is ε·(|expected| + |x·Aᵀ|·|B|ᵀ) + ε32·|x|·|A|ᵀ·|B|ᵀ. That has room for two
+    roundings of the result, as a system may round the product before it adds it to y; for two of each
+    number between the two products; and for float32 sums in any order. A wrong adapter, rank or row is off
+    by orders of magnitude more.
     """
 
     def __init__(self, case: Case) -> None:
@@ -63,26 +64,29 @@ def _truth_of(case: Case, linear: LinearCase) -> _LinearTruth:
     expected, bound = (torch.empty(linear.y.shape, dtype=torch.float64, device=case.device) for _ in range(2))
     ranks = case.ranks_by_slice(linear)
     weights = linear.sets[0]
-    epsilon = torch.finfo(linear.y.dtype).eps
     for rows in _chunks(len(linear.y)):
         x, y, slots = linear.x[rows], linear.y_before[rows], torch.from_numpy(case.slots[rows])
         expected[rows] = lora_linear_reference(y, x, weights.a, weights.b, slots, ranks)
-        bound[rows] = epsilon * (expected[rows].abs() + _between(linear, x, slots.to(case.device)))
+        bound[rows] = torch.finfo(y.dtype).eps * expected[rows].abs()
+        bound[rows] += _bound_of_product(linear, x, slots.to(case.device))
+    bound.clamp_min_(torch.finfo(torch.float64).tiny)  # of a base row whose y is 0
     return _LinearTruth(linear.y_before, expected, bound)
 
 
-def _between(linear: LinearCase, x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """|x·Aᵀ|·|B|ᵀ of each row, float64 [rows, N]; 0 for base rows."""
+def _bound_of_product(linear: LinearCase, x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The two terms with A and B, float64 [rows, N]; 0 for base rows."""
     total = torch.zeros(len(x), linear.linear.width_out, dtype=torch.float64, device=x.device)
+    epsilon, epsilon_of_sums = torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps
     weights = linear.sets[0]
     for slot in slots.unique().tolist():
         if slot == BASE_ROW:
             continue
         rows = (slots == slot).nonzero().squeeze(1)
-        parts = [
-            (x[rows].double() @ a[slot, 0].double().T).abs() @ b[slot, 0].double().abs().T
-            for a, b in zip(weights.a, weights.b, strict=True)
-        ]
+        inputs, parts = x[rows].double(), []
+        for a, b in zip(weights.a, weights.b, strict=True):
+            shrink = a[slot, 0].double().T
+            between = epsilon * (inputs @ shrink).abs() + epsilon_of_sums * (inputs.abs() @ shrink.abs())
+            parts.append(between @ b[slot, 0].double().abs().T)
         total[rows] = torch.cat(parts, dim=1)
     return total
 

@@ -1,4 +1,4 @@
-"""The least time that a LoRA product can take on a machine (KERNELS.md section 5), and the rates of machines."""
+"""The least time that a LoRA product can take on a machine (KERNELS.md section 5), and its rates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from statistics import median
 
 import torch
 
-from kernels.benchmark.grid import BASE_ROW, Cell
+from kernels.batch import BASE_ROW
+from kernels.benchmark.grid import Cell
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _copy_bytes_per_s(device: torch.device, dtype: torch.dtype, numbers: int) ->
     source = torch.randn(numbers // 8, device=device).to(dtype).repeat(8)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
-    return moved / _seconds(lambda: target.copy_(source), device)
+    return float(moved / _seconds(lambda: target.copy_(source), device))
 
 
 def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype, side: int) -> float:

@@ -70,10 +70,10 @@ def _timed(row: Row) -> bool:
 
 
 def _cells(rows: Iterable[Row], wanted: Callable[[Row], bool]) -> dict[tuple[Any, ...], Times]:
-    cells: dict[tuple[Any, ...], dict[str, float]] = {}
+    cells: dict[tuple[Any, ...], Times] = {}
     for row in rows:
         if wanted(row) and _timed(row):
-            cells.setdefault(cell_of(row), {})[row["system"]] = row["us"]
+            cells[cell_of(row)] = {**cells.get(cell_of(row), {}), row["system"]: row["us"]}
     return cells
 
 
@@ -118,7 +118,7 @@ def _reasons(rows: Iterable[Row], field: str) -> dict[str, dict[str, int]]:
 def _cpu(rows: Sequence[Row]) -> dict[str, Any]:
     """The target's cell: 256 tokens, hidden 1024, rank 16, 8 adapters, no base row. `base_rows_exact` is over
     all cells with base rows; null without a run on a CPU."""
-    on_cpu = [row for row in rows if row["question"] == "cpu" and row["exact"] is not None]
+    on_cpu = [row for row in rows if row["path"] == "cpu" and row["exact"] is not None]
     target = _cells(
         on_cpu,
         lambda row: (
@@ -130,3 +130,15 @@ def _cpu(rows: Sequence[Row]) -> dict[str, Any]:
         "speedup_vs_stock": _speed_up(target, ("vllm_cpu",)),
         "base_rows_exact": all(mixed) if mixed else None,
     }
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """The result for a reader: a line per cell with each system's µs, then the summary."""
+    cells: dict[tuple[Any, ...], list[str]] = {}
+    for row in result["rows"]:
+        shown = "not measured" if row["us"] is None else f"{row['us']:.1f} µs"
+        wrong = "" if row["exact"] in {True, None} else " WRONG"
+        cells.setdefault(cell_of(row), []).append(f"{row['system']} {shown}{wrong}")
+    shown_cells = [f"{' '.join(map(str, cell))}: {', '.join(each)}" for cell, each in cells.items()]
+    rest = [f"{key}: {value}" for key, value in result.items() if key != "rows"]
+    return [*shown_cells, "", *rest]

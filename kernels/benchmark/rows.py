@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,13 @@ class RowsFile:
     def rows(self) -> list[Row]:
         return list(self._rows.values())
 
-    def missing(self, cell: Cell, systems: Iterable[str]) -> list[str]:
-        """Those of `systems` that have no row. One that was skipped is tried again, one that failed is not."""
-        rows = {name: self._rows.get((cell_of(cell.shape), name)) for name in systems}
-        return [name for name, row in rows.items() if row is None or "skipped" in row]
+    def lacks(self, cell: Cell, system: str, *, here: bool) -> bool:
+        """Whether a row is to be measured: there is none, or its system was absent and is `here` now."""
+        row = self._rows.get((cell_of(cell.shape), system))
+        return row is None or (here and "absent" in row)
 
     def add(self, row: Row) -> None:
-        """In place of a skipped row of the same cell and system."""
+        """In place of an older row of the same cell and system."""
         self._keep(row)
         if self._path:
             with self._path.open("a", encoding="utf-8") as file:

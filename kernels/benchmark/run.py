@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,14 +60,13 @@ class Benchmark:
     def __post_init__(self) -> None:
         self._base_us: dict[tuple[int, str, int], float | None] = {}
 
-    def measure(self, cells: Sequence[Cell], seconds: float) -> int:
-        """In order, until the time is used up; how many cells are left.
+    def measure(self, cells: Sequence[Cell], stop_s: float) -> int:
+        """In order, none begun after `stop_s` (of `time.monotonic`); how many cells are left.
 
         Raises:
             DeviceLost: nothing more can be measured by this process.
         """
-        stop_s = time.monotonic() + seconds
-        todo = [cell for cell in cells if self.rows.missing(cell, self.opened)]
+        todo = [cell for cell in cells if self._lacking(cell)]
         for number, cell in enumerate(todo):
             if time.monotonic() > stop_s:
                 return len(todo) - number
@@ -79,9 +79,12 @@ class Benchmark:
         case = self.builder.build(cell)
         truth = Truth(case)
         checked: dict[str, Checked] = {}
-        for name in self.rows.missing(cell, self.opened):
+        for name, system in self._lacking(cell).items():
+            if isinstance(system, Unavailable):
+                self._add(case, name, {"skipped": str(system), "absent": True})
+                continue
             try:
-                checked[name] = self._check(case, truth, self._system(name))
+                checked[name] = self._check(case, truth, system)
             except Unavailable as reason:
                 self._add(case, name, {"skipped": str(reason)})
             except Exception as error:  # whatever another project's code raises: the others go on
@@ -93,14 +96,15 @@ class Benchmark:
         for name, each in checked.items():
             self._add(case, name, self._result(case, each, cold.get(name), warm.get(name)))
 
-    def _system(self, name: str) -> System:
-        system = self.opened[name]
-        if isinstance(system, Unavailable):
-            raise system
-        return system
+    def _lacking(self, cell: Cell) -> dict[str, System | Unavailable]:
+        return {
+            name: system
+            for name, system in self.opened.items()
+            if self.rows.lacks(cell, name, here=not isinstance(system, Unavailable))
+        }
 
     def _check(self, case: Case, truth: Truth, system: System) -> Checked:
-        """Correctness and repeats are of what is timed later: the replay of a recording, not the first call."""
+        """Correctness and repeats are of what is timed: the replay of a recording, not the first call."""
         run = system.prepare(case)
         sets = min(LOOP_SETS, case.sets) if system.looping else case.sets
         for index in range(sets):
@@ -127,24 +131,27 @@ class Benchmark:
                 raise DeviceLost(f"{error}. The rows so far are kept: run again with --resume") from error
 
     def _result(self, case: Case, checked: Checked, cold: Timing | None, warm: Timing | None) -> Row:
-        result = {
+        result: Row = {
             "exact": checked.correctness.exact,
             "error": checked.correctness.error,
             "base_rows_exact": checked.correctness.base_rows_exact,
             "deterministic": checked.deterministic,
             "identical_replays": self.clock.identical_replays,
-            "sets": checked.cold.ops,
+            "sets": len(checked.cold.ops),
         }
         nodes = checked.warm.nodes
         if nodes is not None:
-            result["graph_nodes"] = nodes.nodes / checked.warm.ops
-            result["programs"] = nodes.programs / checked.warm.ops
+            result["graph_nodes"] = nodes.nodes / len(checked.warm.ops)
+            result["programs"] = nodes.programs / len(checked.warm.ops)
         if cold is not None and self.rates is not None:
             work = work_of(case.cell, case.linears[0].x.element_size())
             result |= _figures(work, self.rates, cold)
             base_us = self._base(case)
             result["base_us"] = base_us
             result["lora_over_base"] = cold.us_p50 / base_us if base_us else None
+            if nodes is not None and self.clock.node_us is not None:
+                floor_us = max(result["limit_us"], result["graph_nodes"] * self.clock.node_us)
+                result["fraction_of_limit_with_launches"] = floor_us / cold.us_p50
         if warm is not None:
             result["us_warm"] = warm.us_p50
         return result
@@ -173,6 +180,19 @@ class Benchmark:
                 **self.facts,
             }
         )
+
+
+def compile_ahead(
+    builder: CaseBuilder, cells: Sequence[Cell], opened: Mapping[str, System | Unavailable]
+) -> None:
+    """Run everything once: Triton keeps what it compiles on disk, and compiling takes most of a short run."""
+    for cell in cells:
+        case = builder.build(cell)
+        for system in opened.values():
+            # A run says which systems are absent or fail.
+            with suppress(Exception):
+                if not isinstance(system, Unavailable) and not system.looping:
+                    system.prepare(case)(0)
 
 
 def _ops(run: Run, sets: Sequence[int]) -> list[Callable[[], None]]:

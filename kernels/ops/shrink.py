@@ -1,3 +1,7 @@
+# Device code: Triton gives arguments their types, constants are upper case, and an `if` on a constant is
+# taken at compile time, so it stays apart from one on a value.
+# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0917, SIM102
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
 """x·Aᵀ per tile, split over K into fp32 planes that the expand kernel sums (split-K without atomics).
 
 Each plane is written in full by its programs, so nothing is zeroed before and no order of arrival matters.
@@ -9,7 +13,17 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from kernels.ops.tile import parts_of, project, project_one_row, read_rows, read_tile
+from kernels.ops.tile import (
+    END_LOG_RANKS,
+    MAX_ONE_ROW_RANKS,
+    MIN_LOG_RANKS,
+    is_narrowest,
+    parts_of,
+    project,
+    project_one_row,
+    read_rows,
+    read_tile,
+)
 
 
 @triton.jit
@@ -27,10 +41,11 @@ def _flat_ranks(
 ):
     """All slices' ranks as one row of columns, each slice at its true rank, without gaps.
 
-    For each of `flat`: pointer to that row of A, its offset in a row of h, and whether it exists.
+    For each of `flat`: pointer to that row of A, its offset in a row of h (a plane has less than 2³¹
+    elements), and whether it exists.
     """
     a_rows = a_ptrs[0] + tl.zeros_like(flat)
-    offsets = tl.zeros_like(flat).to(tl.int64)
+    offsets = tl.zeros_like(flat)
     first = 0
     for s in tl.static_range(NUM_SLICES):
         rank = tl.load(ranks_ptr + s * max_loras + slot)
@@ -79,7 +94,7 @@ def _shrink_ranks(
     h_plane = h_ptr + part.to(tl.int64) * h_plane_stride
     first = part * BLOCK_K
     step = parts * BLOCK_K
-    if ONE_ROW and rows == 1:
+    if ONE_ROW and RANKS <= MAX_ONE_ROW_RANKS and rows == 1:
         row_id = tl.sum(row_ids, axis=0)  # those that do not exist are 0
         h_row = project_one_row(
             x_ptr + row_id * x_row_stride, a_rows, used, first, step, columns, BLOCK_K, EVEN_K
@@ -88,11 +103,11 @@ def _shrink_ranks(
     else:
         x_rows = x_ptr + row_ids * x_row_stride
         h = project(x_rows, exists, a_rows, used, first, step, columns, BLOCK_K, EVEN_K, UPCAST)
-        h_ptrs = h_plane + row_ids[:, None] * MAX_RANK + offsets[None, :]
+        h_ptrs = h_plane + (row_ids.to(tl.int32)[:, None] * MAX_RANK + offsets[None, :])
         tl.store(h_ptrs, h, mask=exists[:, None] & used[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_loras"])
 def shrink_kernel(
     x_ptr,
     a_ptrs,
@@ -111,7 +126,6 @@ def shrink_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RANK_TILE: tl.constexpr,
-    LOG_RANK_TILE: tl.constexpr,
     MAX_PARTS: tl.constexpr,
     EVEN_K: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -126,6 +140,9 @@ def shrink_kernel(
     if USE_PDL:
         # The expand kernel may start to load weights; it waits for all of this grid before it reads h.
         gdc_launch_dependents()
+    if MAX_RANK % 8 == 0:  # both are multiples of MAX_RANK, which the compiler cannot know
+        h_plane_stride = tl.multiple_of(h_plane_stride, 8)
+        h_slice_stride = tl.multiple_of(h_slice_stride, 8)
     num_tiles = tl.load(tile_count_ptr)
     parts = parts_of(num_tiles, tl.num_programs(0), tl.cdiv(columns, BLOCK_K), MAX_PARTS)
     program = tl.program_id(0)
@@ -138,18 +155,12 @@ def shrink_kernel(
     for s in tl.static_range(NUM_SLICES):
         total += tl.load(ranks_ptr + s * max_loras + slot)
 
-    # The narrowest of 16, 32, … that holds all ranks: rank 8 in MAX_RANK 64 pays for 16 columns, not 64.
-    for log in tl.static_range(4, LOG_RANK_TILE):
-        if (total <= 1 << log) & ((total > 1 << (log - 1)) | ((log == 4) & (total > 0))):
-            _shrink_ranks(
-                0, part, parts, slot, row_ids, exists, rows, x_ptr, a_ptrs, h_ptr, ranks_ptr, max_loras, columns,
-                x_row_stride, h_plane_stride, h_slice_stride, NUM_SLICES, MAX_RANK, 1 << log, BLOCK_K, EVEN_K,
-                ALIGNED, ONE_ROW, UPCAST,
-            )  # fmt: skip
-    if (total > RANK_TILE // 2) | (LOG_RANK_TILE == 4):
-        for first_rank in range(0, total, RANK_TILE):
-            _shrink_ranks(
-                first_rank, part, parts, slot, row_ids, exists, rows, x_ptr, a_ptrs, h_ptr, ranks_ptr, max_loras,
-                columns, x_row_stride, h_plane_stride, h_slice_stride, NUM_SLICES, MAX_RANK, RANK_TILE, BLOCK_K,
-                EVEN_K, ALIGNED, ONE_ROW, UPCAST,
-            )  # fmt: skip
+    for log in tl.static_range(MIN_LOG_RANKS, END_LOG_RANKS):
+        if 1 << log <= RANK_TILE:
+            if is_narrowest(total, 1 << log, RANK_TILE):
+                for first_rank in range(0, total, 1 << log):
+                    _shrink_ranks(
+                        first_rank, part, parts, slot, row_ids, exists, rows, x_ptr, a_ptrs, h_ptr,
+                        ranks_ptr, max_loras, columns, x_row_stride, h_plane_stride, h_slice_stride,
+                        NUM_SLICES, MAX_RANK, 1 << log, BLOCK_K, EVEN_K, ALIGNED, ONE_ROW, UPCAST,
+                    )  # fmt: skip

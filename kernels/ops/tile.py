@@ -1,3 +1,6 @@
+# Device code: Triton gives arguments their types, and constants are upper case.
+# ruff: noqa: ANN001, ANN201, N803, PLR0917
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
 """Device functions that the kernels share: a tile of rows, its weights, the product over K.
 
 Slices are separate allocations and of unequal width, so kernels take a tuple of pointers. Each is a kernel
@@ -9,6 +12,15 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+MIN_LOG_RANKS = tl.constexpr(4)
+"""Ranks come in blocks of 2⁴ = 16 (the K of a bf16 matrix instruction), 32, 64, 128 …"""
+
+END_LOG_RANKS = tl.constexpr(9)
+"""… and 256."""
+
+MAX_ONE_ROW_RANKS = tl.constexpr(32)
+"""More ranks than this do not fit the registers of `project_one_row`."""
 
 
 @triton.jit
@@ -34,7 +46,21 @@ def parts_of(num_tiles, programs, steps, MAX_PARTS: tl.constexpr):
     programs on finer parts. A function of numbers that the batch and the launch fix, so a rerun adds up in
     the same order, and the expand kernel can work out what the shrink kernel did.
     """
-    return tl.minimum(tl.minimum(programs // tl.maximum(num_tiles, 1), MAX_PARTS), steps)
+    spare = tl.maximum(programs // tl.maximum(num_tiles, 1), 1)
+    return tl.minimum(tl.minimum(spare, MAX_PARTS), steps)
+
+
+@triton.jit
+def is_narrowest(rank, RANKS: tl.constexpr, WIDEST: tl.constexpr):
+    """Whether RANKS is the least of 16, 32, … WIDEST that holds `rank` > 0, or is WIDEST and nothing does.
+
+    Kernels have a version of their body for each and choose by true rank: rank 8 under MAX_RANK 64 pays for
+    16 columns of a matrix instruction, not for 64, and rank 0 for none.
+    """
+    above_narrower = rank > (0 if RANKS == 16 else RANKS // 2)
+    if RANKS == WIDEST:
+        return above_narrower
+    return above_narrower & (rank <= RANKS)
 
 
 @triton.jit
@@ -137,6 +163,14 @@ def slice_at(column_tile, b_ptrs, widths, BLOCK_N: tl.constexpr, NUM_SLICES: tl.
 
 
 @triton.jit
+def whole_groups(rank, MAX_RANK: tl.constexpr):
+    """`rank`, rounded up to 8 where rows have that many: a mask that keeps loads as wide as they can be."""
+    if MAX_RANK % 8 == 0:
+        return (rank + 7) // 8 * 8
+    return rank
+
+
+@triton.jit
 def read_b(b_rows, in_width, first_rank, rank, RANKS: tl.constexpr, MAX_RANK: tl.constexpr):
     """B's columns [first_rank, first_rank + RANKS) of some rows: `[len(b_rows), RANKS]`.
 
@@ -144,15 +178,19 @@ def read_b(b_rows, in_width, first_rank, rank, RANKS: tl.constexpr, MAX_RANK: tl
     meet exact zeros of x·Aᵀ, and a slot is zero there (KERNELS.md section 3.3), so they only need be finite.
     """
     r = first_rank + tl.arange(0, RANKS)
-    if MAX_RANK % 8 == 0:
-        rank = (rank + 7) // 8 * 8
-    return tl.load(b_rows[:, None] + r[None, :], mask=in_width[:, None] & (r < rank)[None, :], other=0.0)
+    loaded = r < whole_groups(rank, MAX_RANK)
+    return tl.load(b_rows[:, None] + r[None, :], mask=in_width[:, None] & loaded[None, :], other=0.0)
 
 
 @triton.jit
-def add_to_y(y_ptrs, mask, product, ADD_INPUTS: tl.constexpr):
-    """y += product (or y = product), added in fp32 and rounded once."""
-    dtype: tl.constexpr = y_ptrs.dtype.element_ty
+def read_y(y_ptrs, mask, ADD_INPUTS: tl.constexpr):
+    """What to add to: y itself, or zeros. Called before the product, so that the load is under way then."""
     if ADD_INPUTS:
-        product += tl.load(y_ptrs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y_ptrs, product.to(dtype), mask=mask)
+        return tl.load(y_ptrs, mask=mask, other=0.0)
+    return tl.zeros(y_ptrs.shape, y_ptrs.dtype.element_ty)
+
+
+@triton.jit
+def write_sum(y_ptrs, mask, y, product):
+    """y + product: added in fp32, rounded once."""
+    tl.store(y_ptrs, (y.to(tl.float32) + product).to(y.dtype), mask=mask)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels.batch import BASE_ROW
 from kernels.benchmark.cases import Case, LinearCase, Run
-from kernels.benchmark.grid import BASE_ROW
 
 
 @dataclass(frozen=True)

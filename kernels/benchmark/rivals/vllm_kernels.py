@@ -29,7 +29,10 @@ TUNED_FOLDER = Path(__file__).parents[2] / "settings" / "vllm"
 
 
 class _Log(logging.Logger):
-    """vLLM's loggers have these two besides; once or always makes no difference here."""
+    """vLLM's loggers have these two besides. What is said at each shape is left out, once or always."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, logging.ERROR)
 
     warning_once = logging.Logger.warning
     info_once = logging.Logger.info
@@ -71,11 +74,11 @@ def _stubs(flags: KernelFlags) -> Mapping[str, Mapping[str, Any]]:
         dispatch_key = "CUDA"
 
         def is_cuda(self) -> bool:
-            return torch.cuda.is_available()
+            return bool(torch.cuda.is_available())
 
         def has_device_capability(self, capability: int) -> bool:
             major, minor = torch.cuda.get_device_capability()
-            return 10 * major + minor >= capability
+            return bool(10 * major + minor >= capability)
 
     return {
         "vllm.envs": {
@@ -122,6 +125,25 @@ class VllmKernels:
 
         return run
 
+    def prepare_half(self, case: Case, op: str, settings: Mapping[str, Any]) -> Run:
+        """The shrink or the expand of the only linear, under these settings."""
+        (linear,) = case.linears
+        self._files.forget_pointers()
+        module = self._files.shrink_op if op == "shrink" else self._files.expand_op
+        arguments = self._metadata(case).meta_args(case.cell.tokens, self._specialize)
+        shape = (len(linear.linear.widths_out), case.cell.tokens, case.cell.max_rank)
+        between = torch.ones(shape, dtype=torch.float32, device=case.device)
+
+        def run(index: int) -> None:
+            weights = linear.sets[index]
+            vars(module)["get_lora_op_configs"] = lambda *_shape, **_names: settings
+            if op == "shrink":
+                module.lora_shrink(linear.x, weights.a, between, *arguments, 1.0)
+            else:
+                module.lora_expand(between, weights.b, linear.y, *arguments, offset_start=0, add_inputs=True)
+
+        return run
+
     def _metadata(self, case: Case) -> Any:
         max_loras = case.cell.max_loras
         counts = [2**power for power in range(max_loras.bit_length())] if self._specialize else []
@@ -152,11 +174,14 @@ def tuned(source: Source) -> VllmKernels:
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise Unavailable("settings belong to a GPU")
-    gpu = torch.cuda.get_device_name().replace(" ", "_").replace("-", "_")
-    for name in tuned_files(gpu):
+    for name in tuned_files(gpu_file_name(torch.cuda.get_device_name())):
         if not (TUNED_FOLDER / name).is_file():
             raise Unavailable(f"{TUNED_FOLDER / name} does not exist: run tune-vllm")
     return VllmKernels("vllm_tuned", source, KernelFlags(tuned_folder=TUNED_FOLDER))
+
+
+def gpu_file_name(gpu: str) -> str:
+    return gpu.replace(" ", "_").replace("-", "_")
 
 
 def tuned_files(gpu: str) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""Our kernels inside vLLM: entry point, guard, wrappers, true ranks, health."""
