@@ -27,7 +27,7 @@ types: setup
 	.venv/bin/mypy
 
 unit: setup
-	$(PYTEST) tests/unit tests/test_architecture.py tests/test_docs.py
+	$(PYTEST) tests/unit tests/kernels tests/test_architecture.py tests/test_docs.py
 
 postgres:
 	@tests/install_postgres.sh

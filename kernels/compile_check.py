@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
-from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
-from triton.compiler import ASTSource  # type: ignore[import-untyped]
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from kernels.batch import LoraBatch
 from kernels.lora_linear import launches

@@ -178,8 +178,9 @@ def search_space(shape: Shape, multiprocessors: int) -> tuple[Settings, ...]:
 
 def _split_decode(shape: Shape, multiprocessors: int) -> Iterator[Settings]:
     grids = ((8, 1), (16, 2), (16, 4))
-    for block_k, block_n, (parts, per_processor), one_row, stages, pdl in product(
-        (64, 128), (64, 128, 256), grids, (False, True), (3, 4), (False, True)
+    loops = ((False, 3), (False, 4), (True, 3))  # a fourth stage beside the one-row loop spills
+    for block_k, block_n, (parts, per_processor), (one_row, stages), pdl in product(
+        (64, 128), (64, 128, 256), grids, loops, (False, True)
     ):
         yield Settings(
             "split",
@@ -212,7 +213,8 @@ def _prefill(shape: Shape, multiprocessors: int) -> Iterator[Settings]:
                 expand_programs=2 * programs,
                 expand_warps=warps,
             )
-        if shape.max_rank <= ONE_LAUNCH_MAX_RANK:
+        # Three slices of 64 ranks and 128 columns of y do not fit the registers together.
+        if shape.max_rank <= (ONE_LAUNCH_MAX_RANK if block_n == 64 else 32):
             for parts in (1, 2, 4):
                 yield Settings(
                     "fused",

@@ -1,7 +1,7 @@
 # Device code: Triton gives arguments their types, constants are upper case, and an `if` on a constant is
 # taken at compile time, so it stays apart from one on a value.
 # ruff: noqa: ANN001, ANN201, ANN202, N803, N806, PLR0917, SIM102
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """y += h·Bᵀ per tile and block of output columns; h is the shrink kernel's planes, summed in order."""
 
 from __future__ import annotations

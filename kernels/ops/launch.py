@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
+import triton
 from torch import Tensor
 
 from kernels.batch import LoraBatch, tile_bound

@@ -1,7 +1,7 @@
 # Device code: Triton gives arguments their types, constants are upper case, and an `if` on a constant is
 # taken at compile time, so it stays apart from one on a value.
 # ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0917, SIM102
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """x·Aᵀ per tile, split over K into fp32 planes that the expand kernel sums (split-K without atomics).
 
 Each plane is written in full by its programs, so nothing is zeroed before and no order of arrival matters.

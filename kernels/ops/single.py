@@ -1,7 +1,7 @@
 # Device code: Triton gives arguments their types, constants are upper case, and an `if` on a constant is
 # taken at compile time, so it stays apart from one on a value.
 # ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0917, SIM102
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """The whole product in one launch for the smallest decode batches, where a second launch costs more than
 computing x·Aᵀ again for each block of output columns (A then comes from L2)."""
 

@@ -1,6 +1,6 @@
 # Device code: Triton gives arguments their types, and constants are upper case.
 # ruff: noqa: ANN001, ANN201, N803, PLR0917
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Device functions that the kernels share: a tile of rows, its weights, the product over K.
 
 Slices are separate allocations and of unequal width, so kernels take a tuple of pointers. Each is a kernel
