@@ -163,7 +163,10 @@ def tuned(shape: Shape, gpu: str) -> Settings | None:
 
 
 def search_space(shape: Shape, multiprocessors: int) -> tuple[Settings, ...]:
-    """What a tuner may try for this shape, the heuristic's choice first. compile_check covers it."""
+    """What a tuner may try for this shape, the heuristic's choice first.
+
+    Combinations that spill registers (`kernels.compile_check` goes through all of it) are left out.
+    """
     found = [heuristic(shape, multiprocessors)]
     if shape.max_rank <= ONE_LAUNCH_MAX_RANK and shape.tokens <= 16:
         found += [
@@ -171,6 +174,7 @@ def search_space(shape: Shape, multiprocessors: int) -> tuple[Settings, ...]:
                 "single", block_k=block_k, block_n=block_n, one_row=one_row, programs=4 * multiprocessors
             )
             for block_k, block_n, one_row in product((128, 256), (64, 128, 256), (False, True))
+            if block_k == 128 or shape.max_rank <= 32
         ]
     found += (_split_decode if shape.tokens <= 512 else _prefill)(shape, multiprocessors)
     return tuple(dict.fromkeys(found))
@@ -191,6 +195,7 @@ def _split_decode(shape: Shape, multiprocessors: int) -> Iterator[Settings]:
             programs=per_processor * multiprocessors,
             stages=stages,
             expand_programs=8 * multiprocessors,
+            expand_warps=8 if block_n == 256 else 4,
             one_row=one_row,
             pdl=pdl,
         )
@@ -200,7 +205,7 @@ def _prefill(shape: Shape, multiprocessors: int) -> Iterator[Settings]:
     heights = ((64, 4), (128, 8))
     for (block_m, warps), block_n, per_processor in product(heights, (64, 128), (2, 4)):
         programs = per_processor * multiprocessors
-        for parts, rank_tile in product((1, 8), (64, 128)):
+        for parts, rank_tile in product((1, 8), (64, 128) if block_m == 64 else (64,)):
             yield Settings(
                 "split",
                 block_m=block_m,
