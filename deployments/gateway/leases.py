@@ -33,8 +33,8 @@ TICKS_PER_RENEWAL = 5
 POLL_S = 0.2
 
 REAP_AFTER_S = 3.0
-"""After an outage nobody is reaped for this long: places ran out that their gateways could not keep, and calls
-that ended are still in journals. A hold that is given back too early is money spent twice."""
+"""After an outage nobody is reaped for this long: places ran out that their gateways could not keep, and what
+has ended is still in journals. A hold that is given back too early is money spent twice."""
 
 KNOWN_ELSEWHERE = -1
 """Fence of a call that this gateway decided alone, while the store turned out to know it already."""
