@@ -147,6 +147,12 @@ class LoraBatch:
         self._has_base_rows = base_rows > 0
         host.copy_to(self.buffer)
 
+    def follow(self, other: LoraBatch) -> None:
+        """Become what `other`, of the same sizes, is now: a copy on the device instead of a second pass."""
+        self.buffer.copy_(other.buffer)
+        self.tokens, self.active_loras = other.tokens, other.active_loras
+        self._has_base_rows = other._has_base_rows
+
     def scratch(self, count: int) -> Tensor:
         """At least `count` fp32 numbers on the device, shared by all layers: valid until the next launch.
 

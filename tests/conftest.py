@@ -33,7 +33,7 @@ from deployments.state_folder import StateFolder
 from deployments.supervisor import ray_environment
 from deployments.valkey import find_server_binary, start_server, stop_server
 from tests.builders import NOON_MS
-from tests.fault_matrix import configure_fault_matrix, pytest_addoption, recovered  # noqa: F401 (hooks)
+from tests.fault_matrix import configure_fault_matrix, measured, pytest_addoption, recovered  # noqa: F401 (hooks)
 from tests.postgres import RunningPostgres, start_postgres
 from tests.stopped_time import StoppedServer, stop_time
 

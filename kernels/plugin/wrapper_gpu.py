@@ -64,12 +64,14 @@ class SpratPunicaWrapperGPU(PunicaWrapperGPU):  # type: ignore[misc]  # mypy doe
         """No device-to-host copy and no synchronisation, unlike the method it replaces."""
         self.is_prefill = mapping.is_prefill
         token_slots = slots_of(mapping.index_mapping, lora_index_to_id)
-        prompt_slots = token_slots  # decoding: one row for each request
-        if mapping.prompt_mapping != mapping.index_mapping:
-            prompt_slots = slots_of(mapping.prompt_mapping, lora_index_to_id)
-        self._write_indices(token_slots, prompt_slots, max_loras, vocab_size)
         self.token_batch.update(token_slots)
-        self.prompt_batch.update(prompt_slots)
+        prompt_slots = token_slots
+        if mapping.prompt_mapping == mapping.index_mapping:  # decoding: one row for each request
+            self.prompt_batch.follow(self.token_batch)
+        else:
+            prompt_slots = slots_of(mapping.prompt_mapping, lora_index_to_id)
+            self.prompt_batch.update(prompt_slots)
+        self._write_indices(token_slots, prompt_slots, max_loras, vocab_size)
         for batch, meta in self._batches():
             write_host_flags(batch, meta)
 

@@ -106,6 +106,20 @@ def test_nothing_of_an_earlier_batch_is_left(batches: list[list[int]]) -> None:
         assert getattr(batch, name).tolist() == getattr(fresh, name).tolist()
 
 
+@given(first=a_batch, second=a_batch, third=a_batch)
+def test_following_another_batch(first: list[int], second: list[int], third: list[int]) -> None:
+    """Then a batch of its own again."""
+    batch, other = updated(first), updated(second)
+
+    batch.follow(other)
+
+    assert batch.buffer.equal(other.buffer)
+    assert (batch.tokens, batch.base_only, batch.active_groups) == (
+        *(other.tokens, other.base_only, other.active_groups),
+    )
+    assert updated(third, batch).token_slots.tolist() == third + [-1] * (MAX_TOKENS - len(third))
+
+
 def test_addresses_stay() -> None:
     """A captured graph reads them again and again."""
     batch = updated([0, 1, 2])

@@ -128,6 +128,8 @@ def test_what_vllms_kernels_read_says_what_vllm_would(
     if not stock.no_lora_flag_cpu.item():
         assert _rows_by_slot(ours) == _rows_by_slot(stock)
         assert ours.num_active_loras_cpu.item() == stock.num_active_loras_cpu.item()
+        if len(rows) <= 2:  # as many prompts as rows
+            assert _rows_by_slot(wrapper.prompt_mapping_meta) == _rows_by_slot(stock)
 
 
 @pytest.mark.parametrize("rows", [ROWS, (90, 90), (0, 12, 0), (0,)])
