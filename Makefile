@@ -5,7 +5,7 @@ CONFIG ?= deployments/examples/laptop.yaml
 SPRAT := .venv/bin/sprat --state $(STATE)
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: setup up down status lint types unit postgres contract integration e2e test prove-faults lock clean
+.PHONY: setup up down status lint types unit postgres contract integration e2e test prove-faults prove-endurance lock clean
 
 setup:
 	@./setup.sh
@@ -48,7 +48,13 @@ test: lint types unit contract integration e2e
 
 # Every fault of the outage table on real servers, with a longer chaos run; about five minutes.
 prove-faults: setup postgres
-	SPRAT_CHAOS_SECONDS=60 $(PYTEST) tests/contract -m fault --fault-matrix tests/results/fault_matrix.json
+	SPRAT_CHAOS_SECONDS=60 $(PYTEST) tests/contract -m fault --ignore tests/contract/test_endurance.py \
+		--fault-matrix tests/results/fault_matrix.json
+
+# Redis away for 5 minutes, a soak of 30, and a client that leaves at every await point; about 40 minutes.
+prove-endurance: setup
+	SPRAT_TIMEOUTS_SECONDS=300 SPRAT_SOAK_SECONDS=1800 SPRAT_EVERY_AWAIT=1 \
+		$(PYTEST) tests/contract/test_endurance.py --fault-matrix tests/results/endurance.json
 
 lock:
 	./lock.sh

@@ -1,6 +1,7 @@
 """`@fault(what breaks, what is promised)` on a test; `--fault-matrix FILE` writes what was kept as JSON.
 
-`make prove-faults` commits that file; the outage table in cluster/scheduler/README.md names the same tests.
+`make prove-faults` and `make prove-endurance` commit such a file; the outage table in
+cluster/scheduler/README.md names the tests of the first.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -202,23 +203,36 @@ def _runtime(
 
 
 class GatewayProcess:
-    """A gateway in a process of its own, on the store and the journals of `folder`, to be killed."""
+    """A gateway in a process of its own, on the store and the journals of `folder`, to be killed or
+    measured."""
 
     def __init__(self, valkey_url: str, folder: Path, **changes: Any) -> None:
         self._runtime = _runtime(valkey_url, folder, 0, "", changes)
         self.url = f"http://127.0.0.1:{self._runtime.config.gateway.port}/v1"
-        self._process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(self._runtime,), daemon=True
-        )
+        context = multiprocessing.get_context("spawn")
+        self._questions, answers = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._runtime, answers), daemon=True)
         self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def asyncio_tasks(self) -> int:
+        """Of its event loop."""
+        self._questions.send(None)
+        return int(self._questions.recv())
 
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
 
 
-def _serve(runtime: Runtime) -> None:
+def _serve(runtime: Runtime, questions: Connection) -> None:
+    def answer() -> None:
+        questions.recv()
+        questions.send(len(asyncio.all_tasks()))
+
     async def serve() -> None:
+        asyncio.get_running_loop().add_reader(questions.fileno(), answer)
         await start_gateway(runtime)
         await asyncio.Event().wait()
 

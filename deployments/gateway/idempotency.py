@@ -6,11 +6,13 @@ and the client's Idempotency-Key; of the latter the store knows only a hash.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 
 import orjson
@@ -23,8 +25,9 @@ from cluster.errors import (
     IdempotencyKeyReused,
     IdempotentCallCompleted,
     InvalidRequest,
+    SchedulerUnavailable,
 )
-from cluster.scheduler.idempotency import IdempotencyKeys, Outcome
+from cluster.scheduler.idempotency import FirstCall, IdempotencyKeys, Outcome
 
 KEY_FORM = re.compile(r"[\x21-\x7e]{1,128}")
 LARGEST_ANSWER_BYTES = 1 << 20
@@ -69,9 +72,14 @@ class IdempotentCall:
         """None: go ahead. Raises IdempotencyKeyReused, IdempotencyKeyInUse, IdempotentCallCompleted (the
         first call was streamed, or its answer too large to keep), SchedulerUnavailable."""
         digest = hashlib.sha256(b"\0".join((b"POST", path.encode(), body))).hexdigest()
-        first = await self._store.begin(
-            self._tenant, self._key_digest, digest, self._request_id, running_ttl_ms
+        asking = asyncio.create_task(
+            self._store.begin(self._tenant, self._key_digest, digest, self._request_id, running_ttl_ms)
         )
+        try:
+            first = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._take_back(asking))
+            raise
         match first.outcome:
             case Outcome.NEW:
                 self._open = True
@@ -112,6 +120,13 @@ class IdempotentCall:
         """It was refused before it ran, or given up: the client may try again under the same key."""
         if self._open:
             self._open = False
+            await self._store.forget(self._tenant, self._key_digest, self._request_id)
+
+    async def _take_back(self, asking: asyncio.Task[FirstCall]) -> None:
+        """The client left while the store was asked. Only after its answer: on another connection, `forget`
+        could overtake the question, and the key would stay in use until its time runs out."""
+        with suppress(SchedulerUnavailable):
+            await asking
             await self._store.forget(self._tenant, self._key_digest, self._request_id)
 
     def _seal(self, answer: StoredAnswer) -> str:

@@ -51,6 +51,8 @@ CLOSING_TIMEOUT_S = 5.0
 BODY_TIMEOUT_S = 30.0
 """How long a client may take to send its body."""
 
+CLIENT_HAS_GONE = 499
+
 HOST = re.compile(r"[A-Za-z0-9._\-\[\]:]{0,255}")
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
@@ -153,14 +155,15 @@ class GatewayServer:
             response = await self._run(request, call)
         except SpratError as error:
             with suppress(SchedulerUnavailable):
-                await (first.forget() if call.grant is None else _keep(first, _error(error)))
+                kept = first.forget() if call.grant is None else _keep(first, _error(error))
+                await asyncio.shield(kept)
             raise
         except BaseException:  # the client has gone: nobody knows the outcome, so there is none
             with suppress(SchedulerUnavailable):
                 await asyncio.shield(first.forget())
             raise
         with suppress(SchedulerUnavailable):  # the answer is there; a retry would run again
-            await _keep(first, response)
+            await asyncio.shield(_keep(first, response))
         return response
 
     async def _answer(self, call: Call) -> web.Response:
@@ -314,8 +317,12 @@ async def _errors_in_openai_shape(request: web.Request, handler: Handler) -> web
         )
     except web.HTTPException:
         raise
-    except (ConnectionError, asyncio.CancelledError):
+    except asyncio.CancelledError:
         raise
+    except ConnectionError:
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        return web.Response(status=CLIENT_HAS_GONE)  # to nobody; raised, it would be a traceback in the log
     except Exception:
         logger.exception("unexpected error in %s %s", request.method, request.path)
         if request.transport is not None and request.writer.output_size > 0:
