@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 from aiohttp import web
 
 from cluster.errors import SchedulerUnavailable
@@ -146,7 +147,8 @@ class GatewayUnderTest:
     async def ask(self, body: dict[str, Any], **more: Any) -> tuple[int, Any]:
         """Status, and the error code or the whole body."""
         async with self.post(body, **more) as response:
-            answer = await response.json() if response.content_type == "application/json" else {}
+            text = await response.read()
+            answer = orjson.loads(text) if response.content_type == "application/json" else {}
             return response.status, answer.get("error", {}).get("code") or answer
 
     def new_key(self, *budgets: Budget, tenant: str = "acme", **limits: Any) -> tuple[str, str]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from cluster.errors import SchedulerUnavailable
+
+T = TypeVar("T")
 
 
 class Breaker:
@@ -30,3 +35,21 @@ class Breaker:
         if self.is_open:
             self.is_open = False
             self._on_change(False, "")
+
+    async def guard(self, call: Callable[[], Awaitable[T]]) -> T:
+        """`call`, unless the store is known to be away. Raises SchedulerUnavailable."""
+        if self.is_open:
+            raise SchedulerUnavailable(
+                "The scheduler's store does not answer; try again shortly.", retry_after_s=1.0
+            )
+        return await self.report(call)
+
+    async def report(self, call: Callable[[], Awaitable[T]]) -> T:
+        """`call`, also while the breaker is open: a probe."""
+        try:
+            result = await call()
+        except SchedulerUnavailable as error:
+            self.failed(f"{type(error.__cause__).__name__}: {error.__cause__}")
+            raise
+        self.succeeded()
+        return result

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from redis.asyncio import Redis
 
 from cluster import keys
 from cluster.scheduler import scripts
+from cluster.scheduler.breaker import Breaker
 from cluster.scheduler.redis_connection import unavailable_on_error
 
 KEPT_MS = 24 * 3_600_000
@@ -35,31 +37,32 @@ class FirstCall:
 
 
 class IdempotencyKeys:
-    """Each method is one script. Raises SchedulerUnavailable."""
+    """Each method is one script. Raises SchedulerUnavailable, at once while the breaker is open."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Redis, breaker: Breaker) -> None:
         self._client = client
+        self._breaker = breaker
 
     async def begin(
         self, tenant: str, key_digest: str, body_digest: str, request_id: str, running_ttl_ms: int
     ) -> FirstCall:
         """`running_ttl_ms`: after that a call whose gateway died may be tried again."""
-        with unavailable_on_error():
-            reply = await scripts.IDEMPOTENCY_BEGIN(
-                self._client,
-                [keys.idempotency(tenant, key_digest)],
-                [body_digest, request_id, running_ttl_ms],
-            )
+        reply = await self._run(
+            scripts.IDEMPOTENCY_BEGIN, tenant, key_digest, [body_digest, request_id, running_ttl_ms]
+        )
         return FirstCall(Outcome(reply[0]), *reply[1:])
 
     async def finish(self, tenant: str, key_digest: str, request_id: str, sealed: str) -> None:
-        await self._end(tenant, key_digest, request_id, sealed)
+        await self._run(scripts.IDEMPOTENCY_END, tenant, key_digest, [request_id, sealed, KEPT_MS])
 
     async def forget(self, tenant: str, key_digest: str, request_id: str) -> None:
-        await self._end(tenant, key_digest, request_id, "")
+        await self._run(scripts.IDEMPOTENCY_END, tenant, key_digest, [request_id, "", KEPT_MS])
 
-    async def _end(self, tenant: str, key_digest: str, request_id: str, sealed: str) -> None:
-        with unavailable_on_error():
-            await scripts.IDEMPOTENCY_END(
-                self._client, [keys.idempotency(tenant, key_digest)], [request_id, sealed, KEPT_MS]
-            )
+    async def _run(
+        self, script: scripts.LuaScript, tenant: str, key_digest: str, arguments: list[str | int]
+    ) -> Any:
+        async def ask() -> Any:
+            with unavailable_on_error():
+                return await script(self._client, [keys.idempotency(tenant, key_digest)], arguments)
+
+        return await self._breaker.guard(ask)

@@ -109,7 +109,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
             runtime.pepper,
             soft_served=config.scheduler.soft_allowance_usd > 0,
         ),
-        IdempotencyKeys(client),
+        IdempotencyKeys(client, scheduler.breaker),
         runtime.pepper,
         max_body_bytes=config.gateway.max_body_bytes,
         request_timeout_s=config.gateway.request_timeout_s,
