@@ -47,9 +47,6 @@ class Ranking:
     def first(self, count: int) -> list[str]:
         return [name for _, name in self._order[:count]]
 
-    def rank(self, name: str) -> int:
-        return bisect_left(self._order, (self._scores[name], name))
-
     def below(self, score: int) -> int:
         """How many have a lower score; so also the place of the first one at or above it."""
         return bisect_left(self._order, (score, ""))

@@ -6,8 +6,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
 from cluster.scheduler.memory_pool import Ranking, Terms
-from cluster.scheduler.scheduler import CLASS_SPAN, CLASSES
+from cluster.scheduler.scheduler import CLASSES
 from cluster.types import Candidate
+
+CLASS_SPAN = 2**50
+"""Between the classes in the order of a queue, as in lua/_queue.lua: three classes and their virtual times
+stay exact in a double."""
 
 VIRTUAL = 1000
 """Virtual time per token at weight 1."""

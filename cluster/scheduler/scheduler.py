@@ -48,10 +48,6 @@ REBUILD_GRACE_MS = 3_000
 
 CLASSES = tuple(PriorityClass)
 
-CLASS_SPAN = 2**50
-"""Between the classes in the order of a queue, as in lua/_queue.lua: three classes and their virtual times
-stay exact in a double."""
-
 
 class Scheduler(Protocol):
     """Admission, leases, queue, replica directory and spend. Every call is atomic and safe to repeat.

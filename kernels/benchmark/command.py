@@ -107,15 +107,15 @@ def _measure(options: argparse.Namespace) -> int:
     sources = _sources(options)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     stop_s = time.monotonic() + 60 * options.minutes
-    clock, builder = _clock_and_builder(options.device)
-    facts = machine_facts(builder.device)
+    machines = {device: _clock_and_builder(device) for device in devices}
+    facts_of = {device: machine_facts(builder.device) for device, (_, builder) in machines.items()}
+    facts = facts_of[options.device]
     rows = RowsFile(options.resume, {key: facts[key] for key in ("device", "torch", "triton")})
     rates, left = {}, 0
     for device in devices:
         cells, names = _chosen(options, device)
-        clock, builder = _clock_and_builder(device)
         if cells:
-            benchmark = _benchmark(device, clock, builder, names, sources, rows, date)
+            benchmark = _benchmark(device, *machines[device], facts_of[device], names, sources, rows, date)
             left += benchmark.measure(cells, stop_s)
             rates[device] = benchmark.rates and vars(benchmark.rates)
     result: dict[str, Any] = {
@@ -139,6 +139,7 @@ def _benchmark(  # noqa: PLR0917 (wiring)
     device: str,
     clock: Clock,
     builder: CaseBuilder,
+    facts: dict[str, Any],
     names: Sequence[str],
     sources: Sources,
     rows: RowsFile,
@@ -152,7 +153,6 @@ def _benchmark(  # noqa: PLR0917 (wiring)
     for name, system in opened.items():
         if isinstance(system, Unavailable):
             _say(f"without {name}: {system}")
-    facts = machine_facts(builder.device)
     row_facts = {
         **{key: facts[key] for key in ("device", "driver", "torch", "triton")},
         "date": date,

@@ -101,17 +101,20 @@ local function leave_line(pool, ticket)
   end
 end
 
--- Returns the ticket, or nil where the request does not wait.
-local function leave_queue(pool, id)
-  local ticket = ticket_of(pool, id)
-  if not ticket then
-    return nil
-  end
+local function drop_ticket(pool, id, ticket)
   leave_line(pool, ticket)
   redis.call('HDEL', pool.q_info, id)
   redis.call('ZREM', pool.q_wait, id)
   if redis.call('EXISTS', pool.q) == 0 then
     redis.call('DEL', pool.vt) -- nobody is backlogged: who was served before no longer counts
+  end
+end
+
+-- Returns the ticket, or false where the request does not wait.
+local function leave_queue(pool, id)
+  local ticket = ticket_of(pool, id)
+  if ticket then
+    drop_ticket(pool, id, ticket)
   end
   return ticket
 end
@@ -241,7 +244,7 @@ local function grant(pool, waiter, chosen, fence, now_ms)
   local pace = pace_of(pool, ticket.class, now_ms)
   redis.call('HSET', pool.vt, 'clock|' .. ticket.class, string.format('%d', clock), 'pace|' .. ticket.class,
     pace_text(pace.start, pace.length, pace.current + 1000, pace.before))
-  leave_queue(pool, id)
+  drop_ticket(pool, id, ticket)
   redis.call('PUBLISH', ticket.channel, table.concat({ id, ticket.step, ticket.candidate,
     string.format('%d', fence), expiry_ms, chosen.address, chosen.replica }, '|'))
 end
