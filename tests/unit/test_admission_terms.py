@@ -23,7 +23,12 @@ from tests.configs import config_of, simulated
 NOV_22_MS = 1_795_305_600_000  # 2026-11-22T00:00:00Z
 CONFIG = config_of(simulated())
 FEATURES = RequestFeatures(
-    model="small", prompt_tokens_estimate=25, longest_prompt_tokens=25, max_tokens=10, system_prompt="x" * 40
+    model="small",
+    prompt_tokens_estimate=25,
+    longest_prompt_tokens=25,
+    max_tokens=10,
+    conversation="c",
+    shared_tokens_estimate=10,
 )
 
 
@@ -136,14 +141,18 @@ def test_pending_tokens_always_count_and_urgency_makes_them_dearer():
     assert price == {PriorityClass.INTERACTIVE: 1000, PriorityClass.NORMAL: 100, PriorityClass.BATCH: 1}
 
 
-def test_a_prefix_counts_only_on_its_replica_and_an_adapter_only_where_one_is_asked_for():
+def test_what_a_conversation_shares_counts_only_on_its_replica_and_an_adapter_only_where_one_is_asked_for():
     plain = request().placements[0]
     assert (plain.affine_replica, plain.credit_nano_usd, plain.cold_nano_usd) == ("", 0, 0)
 
-    affine = request(affine_replica=lambda pool, prefix: f"{pool}-7").placements[0]
-    assert affine.affine_replica == "specialist-7"
+    affine = request(affine_replica=lambda pool, name: f"{pool}-{name}").placements[0]
+    assert affine.affine_replica == "specialist-c"
     # 10 prompt tokens: 1 micro-USD each at most, and their 10 ms at the price of a normal call's time.
     assert affine.credit_nano_usd == 1000 + round(10_000 * 10 / 1000)
+
+    first = replace(FEATURES, shared_tokens_estimate=0)
+    affine = request(features=first, affine_replica=lambda pool, _: f"{pool}-7").placements[0]
+    assert affine.credit_nano_usd == 1, "decides between equal replicas, and nothing else"
 
     adapter = RequestFeatures(
         model="intent", prompt_tokens_estimate=25, longest_prompt_tokens=25, max_tokens=1

@@ -55,6 +55,14 @@ def test_the_examples_pass(path: Path) -> None:
         ({"adapters__intent@1__base_model": "huge"}, "pools.specialist.adapters", "move it to a pool"),
         ({"router__default_tier": "medium"}, "router.default_tier", "is not defined"),
         ({"tiers": ["small", "middle", "large"]}, "tiers", "'middle' has no pool"),
+        ({"pools__specialist__task": "embed"}, "tiers", "'small' has no pool that generates"),
+        ({"pools__specialist__task": "embed"}, "pools.specialist.adapters", "takes no adapters"),
+        ({"pools__specialist__task": "embed"}, "router.rules.1.to", "no pool that generates"),
+        (
+            {"pools__specialist__task": "embed", "pools__reserve__base_model": "tiny"},
+            "pools.specialist.task",
+            "one task per base model",
+        ),
     ],
 )
 def test_each_mistake_is_named_with_a_fix(change: dict[str, Any], path: str, words: str) -> None:

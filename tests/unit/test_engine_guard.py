@@ -56,7 +56,11 @@ async def test_a_listed_route_with_the_token_reaches_the_engine(method: str, pat
     [
         ("POST", "/v1/load_lora_adapter"),
         ("POST", "/v1/unload_lora_adapter"),
-        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+        ("GET", "/v1/responses/resp_1"),
+        ("POST", "/v1/messages/render"),
+        ("POST", "/invocations"),
+        ("POST", "/v1/tokenize"),
         ("POST", "/sleep"),
         ("POST", "/collective_rpc"),
         ("GET", "/docs"),

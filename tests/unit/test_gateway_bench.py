@@ -9,16 +9,23 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from time import process_time
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from loadtest.__main__ import main
 from loadtest.call import Call, CallError, ErrorKind
 from loadtest.closed_loop import Tally
-from loadtest.cpu_time import cpu_s
+from loadtest.cpu_time import cpu_s, rss_bytes
 from loadtest.gateway_bench import Plan, run
+from loadtest.many_streams import many_streams
 from loadtest.percentiles import nearest_rank
+from loadtest.plot import COLOURS, plot
 from loadtest.rows import row, with_added
+from loadtest.saved_report import save
+from loadtest.stub_engine import serve
 from loadtest.systems import Mode, Skip, System, parse_skip, parse_system
 from loadtest.table import table
 
@@ -88,6 +95,23 @@ class TestRow:
         assert made["output_tokens_per_request"] == 2.0
         assert made.keys() >= REQUIRED_FIELDS
 
+    def test_processor_time_and_memory(self):
+        spent = {
+            "e2e_s": [0.1] * 4,
+            "output_tokens": 8,
+            "busy_s": 1.0,
+            "cpu_s": 0.004,
+            "store_cpu_s": 0.002,
+            "client_cpu_s": 0.001,
+            "rss_bytes": 3 * 2**20,
+        }
+        streamed, whole = row("sprat", Mode.STREAM, tally(**spent)), row("sprat", Mode.UNARY, tally(**spent))
+        assert (streamed["cpu_us_per_request"], streamed["cpu_us_per_chunk"]) == (1000.0, 500.0)
+        assert streamed["store_cpu_us_per_request"] == 500.0
+        assert streamed["client_cpu_us_per_request"] == 250.0
+        assert streamed["rss_mib"] == 3.0
+        assert whole["cpu_us_per_chunk"] is None
+
     def test_nothing_but_errors_is_a_row_too(self):
         made = row("sprat", Mode.UNARY, tally(busy_s=1.0, errors=Counter(connect=7), cpu_s=None))
         assert (made["requests_per_s"], made["n"], made["errors"]) == (0.0, 0, 7)
@@ -119,9 +143,9 @@ class TestAdded:
 
 class TestCommandLine:
     def test_a_system(self):
-        text = "name=direct,url=http://h:1,key=K,model=m,pid=1,pid=22,model_paced=p,url_paced=http://h:2"
+        text = "name=a,url=http://h:1,key=K,model=m,pid=1,pid=22,store_pid=3,model_paced=p,url_paced=http://h:2"
         system = parse_system(text)
-        assert (system.name, system.pids) == ("direct", (1, 22))
+        assert (system.name, system.pids, system.store_pids) == ("a", (1, 22), (3,))
         assert (system.endpoint(Mode.STREAM).port, system.model_for(Mode.STREAM)) == (1, "m")
         assert (system.endpoint(Mode.STREAM_PACED).port, system.model_for(Mode.STREAM_PACED)) == (2, "p")
 
@@ -137,6 +161,7 @@ class TestCommandLine:
             ("name=a,url=http://h:1,key=K,model=m,speed=9", "unknown field 'speed'"),
             ("name=a,url=http://h:1,key=K,model=m,model=n", "model stands there twice"),
             ("name=a,url=http://h:1,key=K,model=m,pid=x", "pid=x"),
+            ("name=a,url=http://h:1,key=K,model=m,store_pid=x", "store_pid=x"),
             ("name=a,url=h:1,key=K,model=m", "use http://"),
             ("direct", "'direct' is not name=value"),
         ],
@@ -163,10 +188,23 @@ class TestCpuTime:
         while cpu_s([os.getpid()]) == before_s:
             sum(range(10_000))
 
-    def test_is_unknown_without_a_process(self):
-        assert cpu_s([]) is None
-        assert cpu_s([os.getpid(), 2**22 + 1]) is None
+    def test_is_that_of_the_process_to_the_microsecond(self):
+        before_s, own_s = cpu_s([os.getpid()]), process_time()
+        sum(range(100_000))
+        assert cpu_s([os.getpid()]) - before_s == pytest.approx(process_time() - own_s, abs=0.0005)
 
+    def test_is_unknown_without_a_process(self):
+        assert cpu_s([]) is rss_bytes([]) is None
+        assert cpu_s([os.getpid(), NO_PROCESS]) is rss_bytes([os.getpid(), NO_PROCESS]) is None
+
+    def test_memory_grows_with_what_is_held(self):
+        before_bytes = rss_bytes([os.getpid()])
+        held = b"x" * 50_000_000
+        assert rss_bytes([os.getpid()]) - before_bytes > 0.9 * len(held)
+
+
+NO_PROCESS = 2**22 + 1
+"""More than Linux ever gives."""
 
 ANSWER = b'{"choices":[{"message":{"content":"cod"}}],"usage":{"completion_tokens":1}}'
 EVENTS = b'data: {"choices":[{"delta":{"content":"cod"}}]}\n\n' * 4 + b"data: [DONE]\n\n"
@@ -219,6 +257,9 @@ class TestRun:
                 slice_s=0.05,
                 warm_up_s=0.02,
                 skips=(Skip("left-out", "told so"), Skip("absent", "no wheel")),
+                cores=7,
+                pinning="apart",
+                idle_cpu_percent=(("sprat", 0.5),),
                 versions=(("sprat", "0.1.0"),),
             )
             told: list[str] = []
@@ -246,7 +287,8 @@ class TestRun:
         assert skipped["ill", "unary"].startswith("first unary call: status: 503")
         assert "url_paced" in skipped["sprat", "stream-paced"]
         assert report["versions"]["sprat"] == "0.1.0"
-        assert {"cores", "date", "versions", "note"} <= report.keys()
+        assert (report["cores"], report["pinning"], report["idle_cpu_percent"]) == (7, "apart", {"sprat": 0.5})
+        assert {"date", "versions", "note"} <= report.keys()
         assert table(report).count("\n") >= len(report["rows"])
         assert told
 
@@ -265,3 +307,81 @@ class TestRun:
         report = json.loads(out)
         assert [(each["mode"], each["errors"]) for each in report["rows"]] == [("unary", 0), ("stream", 0)]
         assert report["skipped"] == [{"system": "litellm", "reason": "no wheel"}]
+
+
+@asynccontextmanager
+async def stub_engine() -> AsyncIterator[str]:
+    server = await serve(0)
+    try:
+        yield "http://{}:{}".format(*server.sockets[0].getsockname())
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+class TestManyStreams:
+    async def test_the_worst_stream_is_told_from_the_others(self):
+        async with stub_engine() as url:
+            steady = System("direct", url, "K", "paced", model_paced="paced")
+            hurried = System("sprat", url, "K", "at-once", model_paced="at-once", pids=(os.getpid(),))
+            measured = await many_streams((steady, hurried), 6, timeout_s=10, seconds_s=0.4)
+        direct, other = measured["rows"]
+        assert (measured["streams"], measured["tokens_each"]) == (6, 12)
+        assert (direct["n"], direct["errors"], other["n"]) == (6, 0, 6)
+        assert direct["itl_p50_ms"] == pytest.approx(1000 / 30, rel=0.1)
+        assert direct["worst_stream_itl_p99_ms"] >= direct["median_stream_itl_p99_ms"] > 30
+        assert direct["worst_vs_direct"] == 1.0
+        assert other["worst_vs_direct"] < 1
+        assert other["cpu_us_per_chunk"] > 0
+        assert other["rss_mib"] > 1
+        assert direct["rss_mib"] is None
+
+    async def test_a_stream_that_fails_is_an_error_and_no_gap(self):
+        async with stub(0, "503 Service Unavailable") as url:
+            measured = await many_streams((System("sprat", url, "K", "m", url_paced=url),), 3, 1, seconds_s=0.1)
+        (only,) = measured["rows"]
+        assert (only["n"], only["errors"], only["worst_stream_itl_p99_ms"]) == (0, 3, None)
+        assert "503" in only["first_error"]
+
+
+def a_report() -> dict:
+    fast, slow = tally(e2e_s=[0.001], busy_s=1, cpu_s=0.001), tally(e2e_s=[0.004], busy_s=1, cpu_s=0.002)
+    rows = [row("direct", Mode.UNARY, fast), row("a<b", Mode.UNARY, slow), row("a<b", Mode.STREAM, slow)]
+    return {
+        "date": "2026-11-22T10:00:00+00:00",
+        "cores": 2,
+        "pinning": None,
+        "seconds_per_cell": 1.0,
+        "rows": with_added(rows),
+        "skipped": [],
+    }
+
+
+class TestPlot:
+    def test_is_an_image_of_its_own_with_every_system(self):
+        drawn = plot(a_report())
+        image = ET.fromstring(drawn)  # noqa: S314 (ours)
+        texts = [each.text for each in image.iter("{http://www.w3.org/2000/svg}text")]
+        assert {"direct", "a<b", "unary: requests per second", "stream: CPU µs per chunk"} <= set(texts)
+        assert "2026-11-22" in texts[0]
+        assert "href" not in drawn
+        assert drawn.count("http") == 1  # the namespace
+
+    def test_a_larger_value_stands_higher(self):
+        image = ET.fromstring(plot(a_report()))  # noqa: S314 (ours)
+        dots = {
+            dot[0].text: float(dot.get("cy")) for dot in image.iter("{http://www.w3.org/2000/svg}circle")
+        }
+        assert dots["a<b, c=2: 2,000"] < dots["direct, c=2: 1,000"]
+
+    def test_no_two_systems_share_a_colour(self):
+        assert len(set(COLOURS)) == len(COLOURS) >= 6
+
+
+class TestSave:
+    def test_the_report_comes_back_and_the_plot_lies_beside_it(self, tmp_path):
+        report = a_report()
+        table_file, picture = save(report, tmp_path)
+        assert (table_file.name, picture.name) == ("2026-11-22-gateway.json", "2026-11-22-gateway.svg")
+        assert json.loads(table_file.read_text()) == report
+        assert picture.read_text() == plot(report)

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from cluster.errors import ContextLengthExceeded, InvalidRequest, UnknownModel
-from cluster.router.features import features_of
+from cluster.router.features import (
+    chat_features,
+    completion_features,
+    count_features,
+    embedding_features,
+)
 from cluster.router.router import Router, escalation
 from cluster.types import Decision
 from tests.configs import config_of, simulated
@@ -18,7 +23,7 @@ def route(body: dict[str, Any], *, header_tier: str | None = None, **changes: An
         "model": "auto",
         "messages": [{"role": "user", "content": "Tell me all about the sea, please."}],
     } | body
-    return Router.of(config_of(simulated(**changes))).route(features_of(body, header_tier=header_tier))
+    return Router.of(config_of(simulated(**changes))).route(chat_features(body, header_tier))
 
 
 def system(text: str) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def test_a_call_that_does_not_fit_goes_up_by_itself() -> None:
 
     assert (decision.first.tier, decision.reason) == ("large", "rule:narrow;context>small")
     assert [each.tier for each in decision.candidates] == ["large"]
-    with pytest.raises(ContextLengthExceeded, match="holds 256"):
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 256 tokens"):
         route(long | {"model": "small"})
 
 
@@ -92,7 +97,7 @@ def test_where_the_estimate_may_be_wrong_the_engine_decides() -> None:
 
 
 def test_several_prompts_and_answers_are_one_call_with_all_its_tokens() -> None:
-    features = features_of({"model": "small", "prompt": ["x" * 400, "y" * 800], "n": 3})
+    features = completion_features({"model": "small", "prompt": ["x" * 400, "y" * 800], "n": 3})
 
     assert (features.prompt_tokens_estimate, features.longest_prompt_tokens, features.sequences) == (
         300,
@@ -139,7 +144,7 @@ def test_after_an_engine_found_the_prompt_too_long_the_larger_tier_is_left() -> 
 def test_a_larger_context_of_the_same_tier_is_left_too() -> None:
     raw = simulated()
     raw["pools"]["roomy"] = raw["pools"]["specialist"] | {"context_tokens": 1024}
-    decision = Router.of(config_of(raw)).route(features_of({"model": "small", "prompt": "hi"}))
+    decision = Router.of(config_of(raw)).route(completion_features({"model": "small", "prompt": "hi"}))
     assert [each.pool for each in decision.candidates] == ["roomy", "specialist"]
     tight = next(each for each in decision.candidates if each.pool == "specialist")
 
@@ -149,25 +154,93 @@ def test_a_larger_context_of_the_same_tier_is_left_too() -> None:
     assert [each.pool for each in left.candidates] == ["roomy"]
 
 
-def test_features_see_parts_tools_and_turns() -> None:
-    features = features_of(
-        {
-            "model": "auto",
-            "messages": [
-                {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
-                {"role": "user", "content": "a"},
-                {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
-                {"role": "user", "content": "ü" * 40},
-            ],
-            "response_format": {"type": "json_object"},
-            "max_completion_tokens": 7,
-            "stream": True,
-        }
+EMBEDDING: dict[str, Any] = {
+    "tier": "small",
+    "task": "embed",
+    "base_model": "minilm",
+    "node_class": "cheap",
+    "engine": "simulated",
+    "simulated": {},
+    "context_tokens": 64,
+    "throughput": {"prompt_tokens_per_s": 500, "output_tokens_per_s": 500},
+}
+
+
+def with_embeddings() -> Router:
+    raw = simulated()
+    raw["base_models"] |= {
+        name: {"source": "folder:/nowhere", "parameters": 1000} for name in ("minilm", "other")
+    }
+    raw["pools"] |= {
+        "vectors": EMBEDDING,
+        "more": EMBEDDING | {"context_tokens": 512},
+        "unlike": EMBEDDING | {"base_model": "other", "tier": "large"},
+    }
+    return Router.of(config_of(raw))
+
+
+def embed(model: str, text: str = "hi", header_tier: str | None = None) -> Decision:
+    return with_embeddings().route(embedding_features({"model": model, "input": text}, header_tier))
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "served"),
+    [
+        ("auto", None, "minilm"),
+        ("minilm", None, "minilm"),
+        ("other", None, "other"),
+        ("small", None, "minilm"),
+        ("auto", "large", "other"),
+    ],
+)
+def test_embeddings_come_from_one_embedding_model_and_save_nothing(
+    model: str, tier: str | None, served: str
+) -> None:
+    decision = embed(model, header_tier=tier)
+
+    assert {each.model for each in decision.candidates} == {served}
+    assert {each.max_tokens for each in decision.candidates} == {0}
+    first = decision.first
+    assert decision.large_price == first.price
+    assert first.worst_case_micro_usd == first.price.cost_micro_usd(
+        4 * 1 + 256 if first.pool == "more" else 64, 0
     )
 
-    assert features.system_prompt == "Be brief."
-    assert features.turns == 2
-    assert features.has_schema
-    assert features.stream
-    assert features.max_tokens == 7
-    assert features.prompt_tokens_estimate > 4 * 6 + 80 // 4
+
+def test_a_long_text_goes_to_the_embedding_pool_that_holds_it() -> None:
+    assert [each.pool for each in embed("auto", "x" * 1000).candidates] == ["more"]
+    with pytest.raises(ContextLengthExceeded):
+        embed("auto", "x" * 10_000)
+
+
+def test_models_do_what_they_are_for() -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"makes no embeddings. Models for this route: minilm, other"
+    ) as no:
+        embed("huge")
+    assert no.value.code == "wrong_model_kind"
+    with pytest.raises(InvalidRequest, match=r"makes embeddings only. Models for this route: tiny, huge"):
+        with_embeddings().route(
+            chat_features({"model": "minilm", "messages": [{"role": "user", "content": "a"}]})
+        )
+    with pytest.raises(UnknownModel):
+        embed("nobody")
+    with pytest.raises(InvalidRequest, match="none in this cluster"):
+        Router.of(config_of(simulated())).route(embedding_features({"model": "auto", "input": "a"}))
+
+
+def test_generation_never_lands_on_an_embedding_pool() -> None:
+    router = with_embeddings()
+    for model in ("auto", "small", "large"):
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+        decision = router.route(chat_features(body))
+        assert {each.pool for each in decision.candidates} <= {"specialist", "reserve"}
+
+
+def test_counting_is_free_and_fits_every_context() -> None:
+    router = with_embeddings()
+    for model, served in (("small", "tiny"), ("minilm", "minilm"), ("auto", "huge"), ("intent", "intent@2")):
+        decision = router.route(count_features({"model": model, "prompt": "word " * 10_000}))
+        assert decision.first.model == served
+        assert decision.hold_micro_usd == 0
+        assert decision.large_price.cost_micro_usd(1000, 1000) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ class Store:
         self.settled.append(request.request_id)
         return await self.twin.settle(request)
 
+    async def settle_all(self, requests: Any) -> Any:
+        return [await self.settle(request) for request in requests]
+
     async def rebuild(self, spent: Any, grace_ms: int = 0) -> str:
         if self.away:
             raise SchedulerUnavailable("away")
@@ -73,7 +77,7 @@ class Setup:
 
     def settle(self, request_id: str, cost: int = 10) -> None:
         request = SettleRequest(request_id, ("small",), "small", cost, 5, budgets=(NAME,))
-        self.settling.settle(request, entry(request_id, cost))
+        self.settling.settle(request, asdict(entry(request_id, cost)))
 
     def in_ledger(self) -> int:
         return self.ledger.spent([NAME])[NAME]

