@@ -6,8 +6,10 @@ All keys carry the hash tag `{sch}`: one decision touches one shard (SCHEDULER.m
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 TAG = "{sch}"
+DAY_MS = 86_400_000
 
 
 def leases(pool: str) -> str:
@@ -66,9 +68,10 @@ def virtual_time(pool: str) -> str:
     return f"{TAG}:vt:{pool}"
 
 
-def of_pool(pool: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def of_pool(pool: str) -> tuple[str, ...]:
     """The nine keys of a pool in the order that `lua/_pool.lua` expects."""
-    return [
+    return (
         leases(pool),
         lease_details(pool),
         replicas(pool),
@@ -78,7 +81,7 @@ def of_pool(pool: str) -> list[str]:
         tickets(pool),
         waits(pool),
         virtual_time(pool),
-    ]
+    )
 
 
 def adapter_holders(pool: str, adapter: str) -> str:
@@ -117,7 +120,12 @@ def budget(owner: str, window: str) -> str:
 
 def utc_day(time_ms: int) -> str:
     """The UTC day of a time in ms since the Unix epoch, `YYYYMMDD`."""
-    return datetime.fromtimestamp(time_ms // 1000, UTC).strftime("%Y%m%d")
+    return _day_name(time_ms // DAY_MS)
+
+
+@lru_cache(maxsize=16)
+def _day_name(day: int) -> str:
+    return datetime.fromtimestamp(day * DAY_MS // 1000, UTC).strftime("%Y%m%d")
 
 
 def stats(day: str) -> str:

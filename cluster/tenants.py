@@ -10,10 +10,12 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 
 from cluster.types import PriorityClass
 
 KEY_PREFIX = "sk-sprat-"
+DAY_MS = 86_400_000
 
 MAX_MICRO_USD = 2**53 - 1
 """9 billion USD: the largest amount that Lua, and so Redis, counts exactly (SCHEDULER.md 1)."""
@@ -82,7 +84,12 @@ def key_owner(key_id: str) -> str:
 def window_name(window: BudgetWindow, time_ms: int) -> str:
     """`day:20261122`, `month:202611` or `total`: the name of the window that a time (ms since the Unix
     epoch) falls into."""
-    moment = datetime.fromtimestamp(time_ms // 1000, UTC)
+    return _window_of_day(window, time_ms // DAY_MS)
+
+
+@lru_cache(maxsize=64)
+def _window_of_day(window: BudgetWindow, day: int) -> str:
+    moment = datetime.fromtimestamp(day * DAY_MS // 1000, UTC)
     match window:
         case BudgetWindow.DAY:
             return moment.strftime("day:%Y%m%d")
@@ -106,6 +113,7 @@ def digest_of(key_text: str, pepper: bytes) -> str:
     return hmac.digest(pepper, key_text.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
+@lru_cache(maxsize=10_000)
 def cache_salt(tenant: str, pepper: bytes) -> str:
     """Separates tenants in an engine's prefix cache: its timing tells nothing across tenants (row 11)."""
     return hmac.new(pepper, b"cache-salt:" + tenant.encode(), hashlib.sha256).hexdigest()[:32]

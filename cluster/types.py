@@ -24,24 +24,40 @@ class Price:
         return -(-product // TOKENS_PER_PRICE_UNIT)
 
 
+class RequestKind(StrEnum):
+    """What a call asks of a pool. COUNT (tokenize and the like) only needs a tokenizer: every pool can, no
+    token of it is generated, and none is paid."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    COUNT = "count"
+
+
 @dataclass(frozen=True, slots=True)
 class RequestFeatures:
     """What the router may look at. Made from the body by `cluster.router.features`.
 
     One call may bring several prompts and ask for several answers to each (`n`): `sequences` counts
     the answers, `prompt_tokens_estimate` sums the prompts, `longest_prompt_tokens` must fit a context.
+    `conversation` names what all calls of a conversation share ("" where nothing can be shared), and
+    `shared_tokens_estimate` is how much of this prompt the call before has left in a prefix cache.
+    `schema_digest` names what the engine compiles to a grammar for this call; "" if nothing.
     """
 
     model: str
+    kind: RequestKind = RequestKind.GENERATE
     task: str | None = None
     header_tier: str | None = None
     system_prompt: str = ""
+    conversation: str = ""
     prompt_tokens_estimate: int = 0
     longest_prompt_tokens: int = 0
+    shared_tokens_estimate: int = 0
     sequences: int = 1
     max_tokens: int | None = None
     has_tools: bool = False
     has_schema: bool = False
+    schema_digest: str = ""
     turns: int = 1
     stream: bool = False
 
@@ -54,6 +70,8 @@ class RequestFeatures:
 
     def tokens_at_most(self, max_tokens: int) -> int:
         """Prompt and output tokens of the whole call when every answer takes `max_tokens`."""
+        if self.kind is RequestKind.COUNT:
+            return 0
         return self.prompt_tokens_estimate + max_tokens * self.sequences
 
 

@@ -23,6 +23,7 @@ class SimulatedReplica(EngineReplica):
             SimSettings(
                 models=(self.pool.base_model, *self.pool.adapters),
                 context_tokens=self.pool.context_tokens,
+                embeds=self.pool.task == "embed",
                 profile=LatencyProfile(
                     prefill_tokens_per_s=profile.prefill_tokens_per_s,
                     decode_tokens_per_s=profile.decode_tokens_per_s,

@@ -149,6 +149,8 @@ def engine_flags(pool: PoolConfig, weights: str) -> list[str]:
         *("--max-num-seqs", str(pool.max_concurrency)),
         "--disable-fastapi-docs",
     ]
+    if pool.task == "embed":
+        flags += ["--runner", "pooling"]
     if gpus > 0:
         flags += ["--gpu-memory-utilization", str(pool.gpu_memory_share)]
     if pool.tensor_parallel > 1:
@@ -200,6 +202,10 @@ def _set_environment(pool: PoolConfig, *, on_gpu: bool) -> None:
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(pool.kv_cache_gib))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
+        if "--enforce-eager" in engine_flags(pool, ""):
+            # vLLM compiles a few functions all the same, some with the first request that needs them
+            # (logprobs). That takes a C++ compiler, seconds, and, where it fails, the engine's life.
+            os.environ["TORCH_COMPILE_DISABLE"] = "1"
 
 
 def _fail(future: asyncio.Future[str], error: Exception) -> None:

@@ -9,7 +9,8 @@ import redis.asyncio
 
 from cluster.clock import SystemClock
 from cluster.config import ClusterConfig
-from cluster.scheduler.redis_connection import connect
+from cluster.scheduler.pipelined_redis import PipelinedRedis
+from cluster.scheduler.redis_connection import connect, normal_url
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import REBUILD_GRACE_MS
 
@@ -33,6 +34,13 @@ class Runtime:
     def redis(self) -> redis.asyncio.Redis:
         return connect(
             self.redis_url,
+            connect_timeout_s=self.config.redis.connect_timeout_ms / 1000,
+            operation_timeout_s=self.config.redis.timeout_ms / 1000,
+        )
+
+    def pipelined_redis(self) -> PipelinedRedis:
+        return PipelinedRedis(
+            normal_url(self.redis_url),
             connect_timeout_s=self.config.redis.connect_timeout_ms / 1000,
             operation_timeout_s=self.config.redis.timeout_ms / 1000,
         )

@@ -25,7 +25,9 @@ def cross_check(config: ClusterConfig) -> Iterator[Problem]:
             continue
         if isinstance(source, PackageSource) and model.sha256 is None:
             yield Problem(
-                f"base_models.{name}", "a pypi source needs sha256", "add the SHA-256 of its GGUF file"
+                f"base_models.{name}",
+                "a pypi source needs sha256",
+                "add the SHA-256 of its GGUF or model.safetensors",
             )
         elif not isinstance(source, PackageSource) and model.sha256 is not None:
             yield Problem(f"base_models.{name}.sha256", "is checked for pypi sources only", "remove it")
@@ -38,7 +40,12 @@ def cross_check(config: ClusterConfig) -> Iterator[Problem]:
         yield from _check_pool(config, f"pools.{name}", pool)
     for tier in config.tiers:
         if not config.pools_of_tier(tier):
-            yield Problem("tiers", f"tier {tier!r} has no pool", "give a pool this tier or remove it")
+            yield Problem(
+                "tiers",
+                f"tier {tier!r} has no pool that generates",
+                "give such a pool this tier or remove it",
+            )
+    yield from _check_tasks(config)
     yield from _check_router(config)
     if config.store.url and not STORE_URL.match(config.store.url):
         yield Problem(
@@ -89,7 +96,9 @@ def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[
                 f"adapter {adapter_id!r} has rank {adapter.rank}, above {pool.max_rank}",
                 f"set max_rank: {adapter.rank}",
             )
-    if pool.default_max_tokens >= pool.context_tokens:
+    if pool.task == "embed" and pool.adapters:
+        yield Problem(f"{path}.adapters", "an embedding pool takes no adapters", "remove them")
+    if pool.task == "generate" and pool.default_max_tokens >= pool.context_tokens:
         yield Problem(
             f"{path}.default_max_tokens",
             f"{pool.default_max_tokens} leaves no room for a prompt in context_tokens {pool.context_tokens}",
@@ -115,11 +124,24 @@ def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[
         )
 
 
+def _check_tasks(config: ClusterConfig) -> Iterator[Problem]:
+    """`model` names a base model: it cannot mean text on one route and vectors on another."""
+    generating = {pool.base_model for pool in config.pools.values() if pool.task == "generate"}
+    for name, pool in config.pools.items():
+        if pool.task == "embed" and pool.base_model in generating:
+            yield Problem(
+                f"pools.{name}.task",
+                f"{pool.base_model!r} generates in another pool",
+                "use one task per base model",
+            )
+
+
 def _check_router(config: ClusterConfig) -> Iterator[Problem]:
     adapters = {name: None for each in config.adapters for name in (adapter_name(each), each)}
     targets = [*config.tiers, *adapters, *config.base_models]
-    served = {*config.tiers, *(pool.base_model for pool in config.pools.values())}
-    loaded = {adapter for pool in config.pools.values() for adapter in pool.adapters}
+    generating = [pool for pool in config.pools.values() if pool.task == "generate"]
+    served = {*config.tiers, *(pool.base_model for pool in generating)}
+    loaded = {adapter for pool in generating for adapter in pool.adapters}
     served |= loaded | {adapter_name(adapter) for adapter in loaded}
     if config.router.default_tier not in config.tiers:
         yield _unknown("router.default_tier", config.router.default_tier, config.tiers)
@@ -132,7 +154,11 @@ def _check_router(config: ClusterConfig) -> Iterator[Problem]:
         if rule.to not in targets:
             yield _unknown(f"{path}.to", rule.to, targets)
         elif rule.to not in served:
-            yield Problem(f"{path}.to", f"no pool serves {rule.to!r}", "give it to a pool, or name another")
+            yield Problem(
+                f"{path}.to",
+                f"no pool that generates serves {rule.to!r}",
+                "give it to a pool, or name another",
+            )
         if all(value is None for value in rule.when.model_dump().values()):
             yield Problem(f"{path}.when", "is empty", "add a condition, or use default_tier")
         if rule.when.system_matches is not None:

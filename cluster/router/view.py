@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from cluster.config import ClusterConfig, adapter_name
 from cluster.cost import large_price, prices
-from cluster.types import Candidate, Price, RequestFeatures
+from cluster.types import Candidate, Price, RequestFeatures, RequestKind
+
+FREE = Price(0, 0)
+"""Of a call that is only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +21,13 @@ class PoolView:
     price: Price
     context_tokens: int
     default_max_tokens: int
+    task: RequestKind = RequestKind.GENERATE
+
+    def serves(self, kind: RequestKind) -> bool:
+        return kind in (self.task, RequestKind.COUNT)
 
     def max_tokens(self, features: RequestFeatures) -> int:
-        return features.max_tokens or self.default_max_tokens
+        return self.default_max_tokens if features.max_tokens is None else features.max_tokens
 
     def fits(self, features: RequestFeatures, *, share: float = 1.0) -> bool:
         """Whether the longest prompt and its answer fit. `share` of the estimate: below 1 to be generous."""
@@ -29,17 +36,18 @@ class PoolView:
     def candidate(self, features: RequestFeatures, adapter: str | None) -> Candidate:
         """Cost is the worst case: all output tokens that the call may take."""
         max_tokens = self.max_tokens(features)
+        price = FREE if features.kind is RequestKind.COUNT else self.price
         return Candidate(
             tier=self.tier,
             pool=self.name,
             base_model=self.base_model,
             adapter=adapter,
-            price=self.price,
+            price=price,
             max_tokens=max_tokens,
-            estimated_cost_micro_usd=self.price.cost_micro_usd(
+            estimated_cost_micro_usd=price.cost_micro_usd(
                 features.prompt_tokens_estimate, max_tokens * features.sequences
             ),
-            worst_case_micro_usd=self.price.cost_micro_usd(
+            worst_case_micro_usd=price.cost_micro_usd(
                 min(features.prompt_tokens_at_most, self.context_tokens * features.sequences),
                 max_tokens * features.sequences,
             ),
@@ -69,6 +77,7 @@ class FleetView:
                     price=price_of[name],
                     context_tokens=pool.context_tokens,
                     default_max_tokens=pool.default_max_tokens,
+                    task=RequestKind(pool.task),
                 )
                 for name, pool in config.pools.items()
             ),
@@ -81,11 +90,16 @@ class FleetView:
     def base_models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(pool.base_model for pool in self.pools))
 
-    def pools_of_tier(self, tier: str) -> tuple[PoolView, ...]:
-        """Cheapest output first: for equal quality the cheaper pool is asked first."""
+    def base_models_of(self, kind: RequestKind) -> tuple[str, ...]:
+        """In the order of the YAML."""
+        return tuple(dict.fromkeys(pool.base_model for pool in self.pools if pool.serves(kind)))
+
+    def pools_of_tier(self, tier: str, kind: RequestKind = RequestKind.GENERATE) -> tuple[PoolView, ...]:
+        """Those that serve `kind`, cheapest output first: for equal quality the cheaper pool is asked
+        first."""
         return tuple(
             sorted(
-                (pool for pool in self.pools if pool.tier == tier),
+                (pool for pool in self.pools if pool.tier == tier and pool.serves(kind)),
                 key=lambda pool: (pool.price.output_micro_usd_per_mtok, pool.name),
             )
         )

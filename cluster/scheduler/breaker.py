@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import TypeVar
 
 from cluster.errors import SchedulerUnavailable
@@ -36,13 +37,24 @@ class Breaker:
             self.is_open = False
             self._on_change(False, "")
 
-    async def guard(self, call: Callable[[], Awaitable[T]]) -> T:
-        """`call`, unless the store is known to be away. Raises SchedulerUnavailable."""
+    def __enter__(self) -> None:
+        """Around a call of the store: none while it is known to be away (SchedulerUnavailable)."""
         if self.is_open:
             raise SchedulerUnavailable(
                 "The scheduler's store does not answer; try again shortly.", retry_after_s=1.0
             )
-        return await self.report(call)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.succeeded()
+        elif isinstance(error, SchedulerUnavailable):
+            self.failed(f"{type(error.__cause__).__name__}: {error.__cause__}")
+
+    async def guard(self, call: Callable[[], Awaitable[T]]) -> T:
+        with self:
+            return await call()
 
     async def report(self, call: Callable[[], Awaitable[T]]) -> T:
         """`call`, also while the breaker is open: a probe."""

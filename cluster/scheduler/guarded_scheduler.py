@@ -34,7 +34,8 @@ class GuardedScheduler:
         self.breaker = breaker
 
     async def admit(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
-        return await self.breaker.guard(lambda: self._scheduler.admit(request))
+        with self.breaker:
+            return await self._scheduler.admit(request)
 
     async def poll(
         self, waiting: Sequence[Waiting], ticket_ttl_ms: int
@@ -46,6 +47,10 @@ class GuardedScheduler:
 
     async def settle(self, request: SettleRequest) -> Settlement | None:
         return await self.breaker.guard(lambda: self._scheduler.settle(request))
+
+    async def settle_all(self, requests: Sequence[SettleRequest]) -> tuple[Settlement | None, ...]:
+        with self.breaker:
+            return await self._scheduler.settle_all(requests)
 
     async def reap(self, pools: Sequence[str], *, charge_lost: bool = True) -> tuple[Lost, ...]:
         return await self.breaker.guard(lambda: self._scheduler.reap(pools, charge_lost=charge_lost))

@@ -410,6 +410,9 @@ class MemoryScheduler:
                 kept.append(False)
         return Renewal(tuple(kept), self._epoch, len(self._gateways))
 
+    async def settle_all(self, requests: Sequence[SettleRequest]) -> tuple[Settlement | None, ...]:
+        return tuple([await self.settle(request) for request in requests])
+
     async def settle(self, request: SettleRequest) -> Settlement | None:
         now_ms = self._clock.now_ms()
         known = self._reservation(request.request_id)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from cluster import keys
 from cluster.clock import Clock
 from cluster.scheduler import scripts
+from cluster.scheduler.pipelined_redis import PipelinedRedis
 from cluster.scheduler.redis_connection import unavailable_on_error
 from cluster.scheduler.scheduler import (
     CLASSES,
@@ -53,6 +55,7 @@ _REFUSED, _GRANTED, _POOL_MISSING, _WAITING = 0, 1, 2, 4
 _SETTLED_NOW, _NO_SUCH_REQUEST = 1, 3
 
 _NEUTRAL = Placement()
+_CLASS_NUMBERS = {each: number for number, each in enumerate(CLASSES)}
 _MAY_NOT_WAIT = -1
 
 
@@ -81,11 +84,12 @@ class GrantNotice:
 
 class RedisScheduler:
     """`Scheduler` on a client made by `connect`. Leases, waits and heartbeats live by Redis' clock; `clock`
-    only says which UTC day a cost belongs to."""
+    only says which UTC day a cost belongs to. Scripts go over `pipeline` where one is given."""
 
-    def __init__(self, client: Redis, clock: Clock) -> None:
+    def __init__(self, client: Redis, clock: Clock, pipeline: PipelinedRedis | None = None) -> None:
         self._client = client
         self._clock = clock
+        self._pipeline = pipeline
         self._held_adapters: dict[str, frozenset[str]] = {}
 
     # Calls.
@@ -141,7 +145,7 @@ class RedisScheduler:
             DEAD_AFTER_MS,
             LOOK_AT_REPLICAS,
             int(request.spill),
-            CLASSES.index(request.priority),
+            _CLASS_NUMBERS[request.priority],
             request.tenant,
             request.weight,
             keys.grants_channel(request.gateway),
@@ -199,10 +203,23 @@ class RedisScheduler:
         while reply[0] == _POOL_MISSING:
             pools.append(reply[1])
             reply = await self._run(scripts.SETTLE, *self._settlement(request, pools))
-        if reply[0] == _NO_SUCH_REQUEST:
-            return None
-        outcome, cost, saved, _grants = reply
-        return Settlement(cost, saved, first=outcome == _SETTLED_NOW)
+        return _settled(reply)
+
+    async def settle_all(self, requests: Sequence[SettleRequest]) -> tuple[Settlement | None, ...]:
+        if self._pipeline is None or len(requests) == 1:
+            return tuple([await self.settle(request) for request in requests])
+        calls = [self._settlement(request, _distinct(request.pools)) for request in requests]
+        with unavailable_on_error():
+            replies = await self._pipeline.evalsha_each(scripts.SETTLE.sha, calls)
+        return tuple(
+            [
+                # What the script could not do: it is not known there, or needs another pool.
+                await self.settle(request)
+                if isinstance(reply, Exception) or reply[0] == _POOL_MISSING
+                else _settled(reply)
+                for request, reply in zip(requests, replies, strict=True)
+            ]
+        )
 
     def _settlement(self, request: SettleRequest, pools: Sequence[str]) -> tuple[list[str], list[str | int]]:
         script_keys = [
@@ -435,12 +452,14 @@ class RedisScheduler:
 
     async def close(self) -> None:
         await self._client.aclose()
+        if self._pipeline is not None:
+            await self._pipeline.aclose()
 
     async def _run(
         self, script: scripts.LuaScript, script_keys: Sequence[str], arguments: Sequence[str | int]
     ) -> Any:
         with unavailable_on_error():
-            return await script(self._client, script_keys, arguments)
+            return await script(self._pipeline or self._client, script_keys, arguments)
 
     def _today(self) -> str:
         return keys.utc_day(self._clock.now_ms())
@@ -473,6 +492,13 @@ def _placed(request_id: str, step: int, candidate: Candidate, reply: Sequence[An
     return Grant(request_id, step, candidate, replica, address, fence, expiry_ms)
 
 
+def _settled(reply: Sequence[Any]) -> Settlement | None:
+    if reply[0] == _NO_SUCH_REQUEST:
+        return None
+    outcome, cost, saved, _grants = reply
+    return Settlement(cost, saved, first=outcome == _SETTLED_NOW)
+
+
 def _polled(waiting: Waiting, reply: Sequence[Any]) -> Grant | Waiting | None:
     if reply[0] == _GRANTED:
         return _placed(waiting.request_id, waiting.step, waiting.candidate, reply)
@@ -488,14 +514,13 @@ def _notice_of(payload: str) -> GrantNotice:
 
 def _note_of(request: AdmitRequest) -> str:
     """What `reap` needs of a request whose gateway is gone."""
-    return json.dumps(
+    return orjson.dumps(
         {
             "rates": [(rate.bucket, rate.increment_us) for rate in request.rates],
             "budgets": request.budget_names,
             "note": request.note,
-        },
-        separators=(",", ":"),
-    )
+        }
+    ).decode()
 
 
 def _parse_note(row: str | None) -> tuple[list[tuple[str, int]], tuple[tuple[str, str], ...], str]:

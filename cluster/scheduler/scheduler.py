@@ -78,6 +78,10 @@ class Scheduler(Protocol):
         fence is old. A late lease that nobody has ended yet is extended: its slot is still taken."""
         ...
 
+    async def settle_all(self, requests: Sequence[SettleRequest]) -> tuple[Settlement | None, ...]:
+        """`settle` of each, in one round trip."""
+        ...
+
     async def settle(self, request: SettleRequest) -> Settlement | None:
         """End a request: free its slot for the next waiter, replace its hold by its cost in the budgets,
         correct its rate buckets. Idempotent by request id; corrects the charge of a request that was reaped.

@@ -10,6 +10,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from cluster.scheduler.pipelined_redis import PipelinedRedis
+
 _USES = "-- Uses "
 
 
@@ -29,9 +31,11 @@ class LuaScript:
         self.source = "".join((shebang, "\n", *map(_text_of, parts), body))
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    async def __call__(self, client: Redis, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+    async def __call__(
+        self, client: Redis | PipelinedRedis, keys: Sequence[str], arguments: Sequence[str | int]
+    ) -> Any:
         """The reply as the script's header says. Raises what redis-py raises."""
-        keys_and_arguments = (*keys, *map(str, arguments))
+        keys_and_arguments: Any = (*keys, *arguments)
         try:
             return await client.evalsha(self.sha, len(keys), *keys_and_arguments)
         except NoScriptError:

@@ -3,8 +3,9 @@ placement."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+
+import orjson
 
 from cluster.config import ClusterConfig
 from cluster.cost import MICRO_USD_PER_USD, SECONDS_PER_HOUR
@@ -23,6 +24,7 @@ from cluster.types import (
 )
 
 NANO_PER_MICRO = 1000
+_ORDER = {each: number for number, each in enumerate(PriorityClass)}
 MINUTE_US = 60_000_000
 DAY_MS = 86_400_000
 
@@ -30,7 +32,7 @@ WINDOW_TTL_MS = {BudgetWindow.DAY: 3 * DAY_MS, BudgetWindow.MONTH: 40 * DAY_MS, 
 """How long Redis keeps a window: until nobody settles into it any more."""
 
 AffineReplica = Callable[[str, str], str]
-"""Pool and prompt prefix → the replica that probably has the prefix cached, or ""."""
+"""Pool and conversation → the replica that probably has the conversation so far cached, or ""."""
 
 
 def increment_us(cost: int, limit: RateLimit) -> int:
@@ -50,6 +52,15 @@ class AdmissionTerms:
         self._config = config
         self._gateway = gateway
         self._lease_ttl_ms = lease_ttl_ms
+        scheduler = config.scheduler
+        self._queue_terms = {
+            priority: QueueTerms(
+                longest_queue=scheduler.longest_queue,
+                longest_wait_ms=int(getattr(scheduler.longest_wait_s, priority.value) * 1000),
+                ageing_ms=int(scheduler.ageing_s * 1000),
+            )
+            for priority in PriorityClass
+        }
 
     def request(
         self,
@@ -61,15 +72,15 @@ class AdmissionTerms:
         now_ms: int,
         wanted: PriorityClass | None = None,
         deadline_ms: int | None = None,
-        affine_replica: AffineReplica = lambda _pool, _prefix: "",
+        epoch_id: str = "",
+        affine_replica: AffineReplica = lambda _pool, _conversation: "",
     ) -> AdmitRequest:
         """Step 0 of a call. `now_ms` only names the budget windows. The class is what the call asks for
         (`normal` if it does not), bounded by its key and tenant."""
         allowed = (wanted or PriorityClass.NORMAL, key.limits.highest_class, key.tenant_limits.highest_class)
-        priority = max(allowed, key=list(PriorityClass).index)
+        priority = max(allowed, key=_ORDER.__getitem__)
         tokens = features.tokens_at_most(decision.first.max_tokens)
         scheduler = self._config.scheduler
-        longest_wait_s = getattr(scheduler.longest_wait_s, priority.value)
         return AdmitRequest(
             request_id=request_id,
             step=0,
@@ -86,14 +97,9 @@ class AdmissionTerms:
             budgets=budget_lines(key, now_ms),
             hold_micro_usd=decision.hold_micro_usd,
             checked=bool(key.budgets),
-            queue=QueueTerms(
-                longest_queue=scheduler.longest_queue,
-                longest_wait_ms=int(longest_wait_s * 1000),
-                ageing_ms=int(scheduler.ageing_s * 1000),
-            )
-            if scheduler.longest_queue
-            else None,
-            note=json.dumps(
+            epoch_id=epoch_id if key.budgets else "",
+            queue=self._queue_terms[priority] if scheduler.longest_queue else None,
+            note=orjson.dumps(
                 {
                     "tenant": key.tenant,
                     "key_id": key.key_id,
@@ -102,7 +108,7 @@ class AdmissionTerms:
                     "model": decision.first.model,
                     "admitted_ms": now_ms,
                 }
-            ),
+            ).decode(),
         )
 
     def placements(
@@ -113,7 +119,11 @@ class AdmissionTerms:
         affine_replica: AffineReplica,
     ) -> tuple[Placement, ...]:
         """Money plus time at its price: outstanding tokens delay the call by their service time, a cold
-        adapter by its loading; a cached prefix saves the price and the time of its tokens."""
+        adapter by its loading; a cached prefix saves the price and the time of its tokens.
+
+        A conversation has one affine replica from its first call on: a system prompt that many conversations
+        share is soon cached everywhere, the rest of a conversation only where it ran. Its first call, which
+        may find nothing there, has at least the credit that decides between equal replicas."""
         return tuple(self._placement(each, features, priority, affine_replica) for each in candidates)
 
     def _placement(
@@ -126,10 +136,11 @@ class AdmissionTerms:
         pool = self._config.pools[candidate.pool]
         usd_per_hour = getattr(self._config.scheduler.delay_usd_per_hour, priority.value)
         delay_nano_usd_per_s = usd_per_hour * MICRO_USD_PER_USD * NANO_PER_MICRO / SECONDS_PER_HOUR
-        prefix_tokens = len(features.system_prompt) // 4
-        affine = affine_replica(candidate.pool, features.system_prompt) if prefix_tokens else ""
-        prefix_s = prefix_tokens / pool.throughput.prompt_tokens_per_s
-        saved_nano_usd = candidate.price.cost_micro_usd(prefix_tokens, 0) * NANO_PER_MICRO
+        conversation = features.conversation
+        affine = affine_replica(candidate.pool, conversation) if conversation else ""
+        shared_tokens = features.shared_tokens_estimate
+        shared_s = shared_tokens / pool.throughput.prompt_tokens_per_s
+        saved_nano_usd = candidate.price.cost_micro_usd(shared_tokens, 0) * NANO_PER_MICRO
         service_s = (
             features.prompt_tokens_estimate / pool.throughput.prompt_tokens_per_s
             + candidate.max_tokens * features.sequences / pool.throughput.output_tokens_per_s
@@ -142,7 +153,7 @@ class AdmissionTerms:
             if candidate.adapter is not None
             else 0,
             affine_replica=affine,
-            credit_nano_usd=saved_nano_usd + round(delay_nano_usd_per_s * prefix_s) if affine else 0,
+            credit_nano_usd=max(1, saved_nano_usd + round(delay_nano_usd_per_s * shared_s)) if affine else 0,
             service_us=max(1, round(service_s * 1e6)),
             slots=pool.max_concurrency,
         )

@@ -12,11 +12,10 @@ import click
 from cluster.config import ClusterConfig, load_config
 from cluster.cost import usd
 from cluster.errors import InvalidRequest, UnknownModel
-from cluster.router.features import features_of
 from cluster.router.router import Router
 from cluster.types import Decision
 from deployments.cli.up import EXAMPLE
-from deployments.gateway.body import chat_body, completion_body
+from deployments.gateway.endpoints.all_endpoints import ENDPOINTS
 from deployments.state_folder import StateFolder
 
 
@@ -27,9 +26,20 @@ from deployments.state_folder import StateFolder
     "--config", "config_path", type=click.Path(path_type=Path), help="YAML; default: the running cluster's."
 )
 @click.option("--tier", help="As the header x-sprat-tier would.")
+@click.option(
+    "--path",
+    type=click.Choice(sorted(ENDPOINTS)),
+    help="The route that the body is for; default: chat, or completions for a body without messages.",
+)
 @click.pass_obj
 def route(
-    state: StateFolder, body: str, *, as_json: bool, config_path: Path | None, tier: str | None
+    state: StateFolder,
+    body: str,
+    *,
+    as_json: bool,
+    config_path: Path | None,
+    tier: str | None,
+    path: str | None,
 ) -> None:
     """Print the routing decision for a request BODY (JSON, or - for standard input)."""
     raw = (sys.stdin.read() if body == "-" else body).encode("utf-8", "replace")
@@ -38,9 +48,10 @@ def route(
         config = ClusterConfig.model_validate(running["running"])
     else:
         config = load_config(config_path or EXAMPLE, os.environ)
+    chat = b'"messages"' in raw
+    endpoint = ENDPOINTS[path or ("/v1/chat/completions" if chat else "/v1/completions")]
     try:
-        parsed = completion_body(raw) if b'"messages"' not in raw else chat_body(raw)
-        decision = Router.of(config).route(features_of(parsed, header_tier=tier))
+        decision = Router.of(config).route(endpoint.features(endpoint.parse(raw), tier))
     except (InvalidRequest, UnknownModel) as error:
         raise click.UsageError(error.message) from error
     shown = as_fields(decision)

@@ -55,6 +55,11 @@ class Admission:
             raise error_of(answer, request)
         return answer
 
+    @property
+    def epoch_id(self) -> str:
+        """In which budgets are known to be exact."""
+        return self._rebuild.epoch_id
+
     def affine_replica(self, pool: str, prefix: str) -> str:
         """`cluster.scheduler.terms.AffineReplica`."""
         return self.snapshot.affine_replica(pool, prefix)
@@ -91,7 +96,7 @@ class Admission:
     async def _ask(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
         if request.budgets and request.step == 0:
             await self._rebuild.ensure(request.budgets)
-        if request.checked:
+        if request.checked and request.epoch_id != self._rebuild.epoch_id:
             # No other epoch will do: there these budgets have not been raised to the ledger yet.
             request = replace(request, epoch_id=self._rebuild.epoch_id)
         return await self._scheduler.admit(request)

@@ -6,12 +6,13 @@ Whatever ends a call (answer, error, client gone, timeout), it is settled exactl
 from __future__ import annotations
 
 import logging
+import random
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -28,7 +29,6 @@ from cluster.errors import (
     RateLimited,
     RequestTooLargeForLimit,
 )
-from cluster.ledger import LedgerEntry
 from cluster.router.router import escalation
 from cluster.scheduler.terms import AdmissionTerms, rate_corrections, rate_refunds
 from cluster.tenants import ApiKey
@@ -43,9 +43,10 @@ from cluster.types import (
     Usage,
 )
 from deployments.engine_client import EngineAnswer, EngineClient
-from deployments.gateway import sse
 from deployments.gateway.admission import Admission
-from deployments.gateway.body import engine_body, wants_usage
+from deployments.gateway.endpoints import sse
+from deployments.gateway.endpoints.endpoint import Endpoint, StreamReader
+from deployments.gateway.http.message import Reply
 from deployments.gateway.leases import LeaseKeeper
 from deployments.gateway.settling import Settling
 from deployments.gateway.tasks import raise_if_cancelled
@@ -55,9 +56,14 @@ logger = logging.getLogger("ray.serve")
 
 CLOCK = SystemClock()
 
+_IDS = random.Random(secrets.randbits(256))  # noqa: S311
+"""Ids are unique, not secret, and the system's own generator costs a system call each."""
+
 NOTHING = Usage(0, 0)
 """What is owed for a call that no engine took."""
 
+
+STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 
 REFUSED = (AtCapacity, BudgetExceeded, NoReplica, RateLimited, RequestTooLargeForLimit)
 """Answers of the scheduler that leave nothing behind."""
@@ -81,14 +87,14 @@ class Call:
 
     context: CallContext
     key: ApiKey
-    path: str
+    endpoint: Endpoint
     body: dict[str, Any]
     features: RequestFeatures
     decision: Decision
     cache_salt: str
     wanted_class: PriorityClass | None = None
     deadline_ms: int | None = None
-    request_id: str = field(default_factory=lambda: "req-" + secrets.token_hex(12))
+    request_id: str = field(default_factory=lambda: f"req-{_IDS.getrandbits(96):024x}")
     grant: Grant | None = None
     _request: AdmitRequest | None = None
     _granted_s: float = 0.0
@@ -96,6 +102,7 @@ class Call:
     _failures: int = 0
     _excluded: tuple[str, ...] = ()
     _usage: Usage = NOTHING
+    _reader: StreamReader | None = None
     _admitted_ms: int = 0
 
     # Running.
@@ -104,35 +111,46 @@ class Call:
         """The whole body of a call that is not streamed, as the engine wrote it."""
         while True:
             grant = await self._admit()
+            answer: EngineAnswer | None = None
             try:
-                async with self._engine(grant) as answer:
-                    raw = await answer.read()
-                self._usage = _usage_of_answer(raw)
+                answer = await self._engine(grant)
+                raw = await answer.read()
+                self._usage = self.endpoint.usage_of(raw)
             except UNANSWERED as failure:
                 self._recover(grant, failure)
             else:
                 return raw
+            finally:
+                if answer is not None:
+                    answer.close()
 
-    async def events(self) -> AsyncGenerator[bytes]:
-        """The events of a streamed call, unchanged but for the usage chunk, which is hidden unless the
-        client asked for it, and one comment with cost and saving before the end.
-
-        Another replica is tried only until the first event is out; later errors raise."""
+    async def stream(self, reply: Reply) -> None:
+        """The events of a streamed call, passed on in the moment in which they come. Our headers leave with
+        the first of them: until then an error is a status, and another replica may answer. Later errors
+        raise, with `reply` started."""
+        streams = self.endpoint.stream
+        if streams is None:
+            raise InvalidRequest(f"{self.endpoint.path} is not streamed.", param="stream")
         while True:
             grant = await self._admit()
-            sent = False
+            answer: EngineAnswer | None = None
             try:
-                async with self._engine(grant) as answer:
-                    async for event in self._relay(answer):
-                        sent = True
-                        yield event
+                answer = await self._engine(grant)
+                reader = self._reader = streams(self.body, self._last_words)
+                reply.take_from(answer)
+                await answer.relay(partial(self._pass_on, reader, reply))
+                if not reader.finished:
+                    raise EngineFailed("The engine ended the stream early.")
             except UNANSWERED as failure:
-                if sent:
+                if reply.started:
                     logger.warning("engine of %s was lost in mid-stream", self.request_id)
                     raise
                 self._recover(grant, failure)
             else:
                 return
+            finally:
+                if answer is not None:
+                    answer.close()
 
     def settle(self) -> None:
         """Once, when the call is over. The answer never waits for Redis or the ledger."""
@@ -140,6 +158,7 @@ class Call:
         if request is None:
             return
         self.context.leases.release(self.request_id)
+        self._read_usage()
         budgets = request.budget_names
         if self._usage == NOTHING:
             refunds = rate_refunds(self.key, request.tokens)
@@ -161,25 +180,26 @@ class Call:
         )
         self.context.settling.settle(settle, self._ledger_entry(charged))
 
-    def _ledger_entry(self, charged_micro_usd: int) -> LedgerEntry:
+    def _ledger_entry(self, charged_micro_usd: int) -> dict[str, Any]:
+        """The fields of a LedgerEntry."""
         candidate = self._candidate()
-        return LedgerEntry(
-            request_id=self.request_id,
-            kind="settled",
-            tenant=self.key.tenant,
-            key_id=self.key.key_id,
-            tier=candidate.tier,
-            pool=candidate.pool,
-            model=candidate.model,
-            prompt_tokens=self._usage.prompt_tokens,
-            output_tokens=self._usage.output_tokens,
-            estimated=self._usage.estimated,
-            cost_micro_usd=charged_micro_usd,
-            saved_micro_usd=self.saved_micro_usd() + self.cost_micro_usd() - charged_micro_usd,
-            engine_ms=round((time.monotonic() - self._granted_s) * 1000),
-            admitted_at_ms=self._admitted_ms,
-            settled_at_ms=CLOCK.now_ms(),
-        )
+        return {
+            "request_id": self.request_id,
+            "kind": "settled",
+            "tenant": self.key.tenant,
+            "key_id": self.key.key_id,
+            "tier": candidate.tier,
+            "pool": candidate.pool,
+            "model": candidate.model,
+            "prompt_tokens": self._usage.prompt_tokens,
+            "output_tokens": self._usage.output_tokens,
+            "estimated": self._usage.estimated,
+            "cost_micro_usd": charged_micro_usd,
+            "saved_micro_usd": self.saved_micro_usd() + self.cost_micro_usd() - charged_micro_usd,
+            "engine_ms": round((time.monotonic() - self._granted_s) * 1000),
+            "admitted_at_ms": self._admitted_ms,
+            "settled_at_ms": CLOCK.now_ms(),
+        }
 
     # Telling.
 
@@ -244,6 +264,7 @@ class Call:
                 now_ms=self._admitted_ms,
                 wanted=self.wanted_class,
                 deadline_ms=self.deadline_ms,
+                epoch_id=self.context.admission.epoch_id,
                 affine_replica=self.context.admission.affine_replica,
             )
         candidates = self.decision.candidates
@@ -257,35 +278,40 @@ class Call:
             ),
         )
 
-    def _engine(self, grant: Grant) -> AbstractAsyncContextManager[EngineAnswer]:
+    async def _engine(self, grant: Grant) -> EngineAnswer:
+        """An answer of 200; refusals of the engine raise ours."""
         # Owed from now on, should nothing more be learned: the prompt.
         self._usage = Usage(self.features.prompt_tokens_estimate, 0, estimated=True)
         self.context.leases.dispatched(self.request_id)
-        body = engine_body(self.body, grant.candidate, self.cache_salt)
-        return _accepted(self.context.engines, grant.address, self.path, body)
+        body = self.endpoint.engine_body(self.body, grant.candidate, self.cache_salt)
+        answer = await self.context.engines.post(grant.address, self.endpoint.path, body)
+        if answer.status != HTTPStatus.OK:
+            try:
+                raise _refusal(answer.status, await answer.read())
+            finally:
+                answer.close()
+        return answer
 
-    async def _relay(self, answer: EngineAnswer) -> AsyncGenerator[bytes]:
-        splitter = sse.EventSplitter()
-        finished = False
-        show_usage = wants_usage(self.body)
-        outputs = 0
-        async for chunk in answer.chunks():
-            for event in _events(splitter, chunk):
-                if event.startswith(b'data: {"error"'):
-                    raise EngineFailed("The engine reported an error while generating.")
-                if sse.is_usage_event(event):
-                    self._usage = _usage_of_answer(event.removeprefix(b"data: "))
-                    if not show_usage:
-                        continue
-                elif sse.is_done(event):
-                    yield sse.comment("sprat", self._money())
-                    finished = True  # read on to the end of the answer, so that the connection can be kept
-                elif sse.has_output(event):
-                    outputs += 1
-                    self._usage = Usage(self.features.prompt_tokens_estimate, outputs, estimated=True)
-                yield event
-        if not finished:
-            raise EngineFailed("The engine ended the stream early.")
+    def _pass_on(self, reader: StreamReader, reply: Reply, chunk: bytes) -> None:
+        """Of every piece of every stream: as little as possible."""
+        events = reader.feed(chunk)
+        if events:
+            if not reply.started:
+                reply.start(200, self.headers() | STREAM_HEADERS)
+            reply.write(events)
+
+    def _last_words(self, usage: Usage | None) -> bytes:
+        """The comment before the last event of a stream."""
+        if usage is not None:
+            self._usage = usage
+        return sse.comment("sprat", self._money())
+
+    def _read_usage(self) -> None:
+        """Of a stream: exact once the engine has reported it, until then what has come."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            counted = Usage(self.features.prompt_tokens_estimate, reader.outputs, estimated=True)
+            self._usage = reader.usage or counted
 
     def _money(self) -> dict[str, float]:
         return {"cost_usd": usd(self.cost_micro_usd()), "saved_usd": usd(self.saved_micro_usd())}
@@ -294,6 +320,7 @@ class Call:
         """Make ready for the next attempt, or raise what the client gets. Nothing is owed for this one:
         no answer came of it."""
         self._usage = NOTHING
+        self._reader = None
         if isinstance(failure, InvalidRequest):
             raise failure
         if isinstance(failure, PromptTooLongError):
@@ -323,31 +350,6 @@ class PromptTooLongError(Exception):
 
 UNANSWERED = (EngineFailed, PromptTooLongError, InvalidRequest)
 """What can come of an attempt in place of an answer."""
-
-
-@asynccontextmanager
-async def _accepted(
-    engines: EngineClient, address: str, path: str, body: bytes
-) -> AsyncIterator[EngineAnswer]:
-    """`EngineClient.post` with the engine's refusals turned into ours; an answer of 200 passes untouched."""
-    async with engines.post(address, path, body) as answer:
-        if answer.status != 200:
-            raise _refusal(answer.status, await answer.read())
-        yield answer
-
-
-def _events(splitter: sse.EventSplitter, chunk: bytes) -> list[bytes]:
-    try:
-        return splitter.feed(chunk)
-    except ValueError as error:
-        raise EngineFailed("The engine sent an event that is too large.") from error
-
-
-def _usage_of_answer(raw: bytes) -> Usage:
-    try:
-        return sse.usage_from(orjson.loads(raw))
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise EngineFailed("The engine sent an answer that cannot be read.") from error
 
 
 def _refusal(status: int, raw: bytes) -> Exception:

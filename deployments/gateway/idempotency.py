@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import orjson
-from aiohttp import web
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -144,12 +143,3 @@ class IdempotentCall:
         fields = orjson.loads(plain)
         body = None if fields["body"] is None else base64.b64decode(fields["body"])
         return StoredAnswer(fields["status"], fields["headers"], body)
-
-
-def replayed(answer: StoredAnswer) -> web.Response:
-    return web.Response(
-        body=answer.body,
-        status=answer.status,
-        headers=answer.headers | {"x-sprat-idempotent-replay": "true"},
-        content_type="application/json",
-    )

@@ -17,9 +17,10 @@ import re
 import secrets
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -204,30 +205,37 @@ class Journal:
         )
 
     def append(self, record: dict[str, Any]) -> Position:
-        """The position just behind the record. Integers are exact; TypeError beyond 64 bits. Raises
-        JournalFull at the bound, JournalUnwritable when the disk refuses; then nothing was written."""
-        payload = orjson.dumps(record)
-        line = b"%08x %b\n" % (zlib.crc32(payload), payload)
+        """`append_all` of one."""
+        return self.append_all([record])[0]
+
+    def append_all(self, records: Sequence[dict[str, Any]]) -> list[Position]:
+        """All in one write, or none; the position just behind each. Integers are exact; TypeError beyond 64
+        bits. Raises JournalFull at the bound, JournalUnwritable when the disk refuses."""
+        lines = [_line(record) for record in records]
+        joined = lines[0] if len(lines) == 1 else b"".join(lines)
         with self._lock:
             if not self._writable:
                 raise JournalUnwritable("This gateway's journal is closed.")
-            if self._kept + len(line) > self._max_bytes:
+            if self._kept + len(joined) > self._max_bytes:
                 raise JournalFull(
                     "The settles that wait for the database fill their place on disk. Retry later.",
                     retry_after_s=RETRY_AFTER_S,
                 )
             try:
-                segment = self._segment_for(len(line))
+                segment = self._segment_for(len(joined))
                 self._torn = True
-                written = os.write(self._descriptor, line)
-                while written < len(line):
-                    written += os.write(self._descriptor, line[written:])
+                written = os.write(self._descriptor, joined)
+                while written < len(joined):
+                    written += os.write(self._descriptor, joined[written:])
             except OSError as error:
                 raise self._failed(error) from error
             self._torn = False
-            segment.size += len(line)
-            self._kept += len(line)
-            return segment.end
+            ends = accumulate(map(len, lines), initial=segment.size)
+            next(ends)
+            positions = [Position(segment.number, end) for end in ends]
+            segment.size += len(joined)
+            self._kept += len(joined)
+            return positions
 
     def read(self, after: Position, limit: int) -> list[tuple[Position, dict[str, Any]]]:
         """Up to `limit` records behind `after`, each with the position behind it; none at the end.
@@ -423,6 +431,11 @@ class Journal:
                 probe.unlink()
         self._failing = False
         logger.warning("journal %s can be written again", self._home)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    payload = orjson.dumps(record)
+    return b"%08x %b\n" % (zlib.crc32(payload), payload)
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:

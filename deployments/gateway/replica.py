@@ -8,9 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiohttp import web
-
 from cluster.clock import SystemClock
+from cluster.config import GatewayConfig
 from cluster.cost import MICRO_USD_PER_USD
 from cluster.ledger import Ledger
 from cluster.router.router import Router
@@ -27,8 +26,12 @@ from deployments.gateway.admission import Admission
 from deployments.gateway.auth import Authenticator
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.call import CallContext
+from deployments.gateway.http.limits import HttpLimits
+from deployments.gateway.http.listener import Listener
+from deployments.gateway.http.tls import tls_context
 from deployments.gateway.journal import Journal, writer_name
 from deployments.gateway.leases import LEASE_TTL_MS, LeaseKeeper
+from deployments.gateway.pages import pages
 from deployments.gateway.server import GatewayServer
 from deployments.gateway.settling import Settling
 from deployments.gateway.waiting_room import WaitingRoom
@@ -40,26 +43,23 @@ logger = logging.getLogger("ray.serve")
 DRAIN_S = 30.0
 """Longest wait for running calls when Serve stops the gateway."""
 
-CUT_S = 1.0
-"""aiohttp waits this long, twice, for the calls that are left, then cancels them."""
-
 
 @dataclass(slots=True)
 class RunningGateway:
     """A listening gateway; also what tests start without Ray."""
 
-    runner: web.AppRunner
+    listener: Listener
+    server: GatewayServer
     context: CallContext
     scheduler: GuardedScheduler
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Stop listening, let running calls end for a while, cut the rest, settle all of them."""
-        for site in list(self.runner.sites):
-            await site.stop()
+        self.listener.stop_accepting()
         deadline = time.monotonic() + drain_s
         while self.context.leases.running and time.monotonic() < deadline:  # noqa: ASYNC110 (bounded)
             await asyncio.sleep(0.1)
-        await self.runner.cleanup()
+        await self.listener.close()
         await self.context.leases.close()
         await self.context.settling.close()
         await self.context.engines.close()
@@ -73,7 +73,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
     store = await asyncio.to_thread(open_store, runtime.store_url)
     ledger = Ledger(store)
     client = runtime.redis()
-    redis = RedisScheduler(client, SystemClock())
+    redis = RedisScheduler(client, SystemClock(), runtime.pipelined_redis())
     breaker = Breaker(config.redis.failures_to_open, _store_changed)
     scheduler = GuardedScheduler(redis, breaker)
     local = LocalAdmission(SystemClock(), int(config.scheduler.soft_allowance_usd * MICRO_USD_PER_USD))
@@ -101,27 +101,31 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
         engines=EngineClient(runtime.gateway_token, config.gateway.connect_timeout_s),
         max_attempts=config.gateway.max_attempts,
     )
+    router = Router.of(config)
+    authenticator = Authenticator(
+        KeyStore(store, runtime.pepper), runtime.pepper, soft_served=config.scheduler.soft_allowance_usd > 0
+    )
     server = GatewayServer(
         context,
-        Router.of(config),
-        Authenticator(
-            KeyStore(store, runtime.pepper),
-            runtime.pepper,
-            soft_served=config.scheduler.soft_allowance_usd > 0,
-        ),
+        router,
+        authenticator,
         IdempotencyKeys(client, scheduler.breaker),
-        runtime.pepper,
-        max_body_bytes=config.gateway.max_body_bytes,
+        pages(router, admission, authenticator),
+        pepper=runtime.pepper,
         request_timeout_s=config.gateway.request_timeout_s,
     )
-    # handler_cancellation: a client that leaves cancels its call, which aborts the engine and settles.
-    runner = web.AppRunner(
-        server.application, access_log=None, handler_cancellation=True, shutdown_timeout=CUT_S
-    )
-    await runner.setup()
     sock = bound_socket(config.gateway.host, config.gateway.port, reuse_port=True)
-    await web.SockSite(runner, sock, backlog=1024).start()
-    return RunningGateway(runner, context, scheduler)
+    listener = Listener(sock, server.handle, http_limits(config.gateway), tls_context(config.gateway))
+    await listener.start()
+    return RunningGateway(listener, server, context, scheduler)
+
+
+def http_limits(gateway: GatewayConfig) -> HttpLimits:
+    return HttpLimits(
+        body_bytes=gateway.max_body_bytes,
+        connections=gateway.max_connections,
+        connections_per_address=gateway.max_connections_per_address,
+    )
 
 
 def _store_changed(is_away: bool, reason: str) -> None:
@@ -137,7 +141,7 @@ class GatewayReplica:
         self._gateway = await start_gateway(runtime)
 
     def check_health(self) -> None:
-        if not self._gateway.runner.sites:
+        if not self._gateway.listener.is_listening:
             raise RuntimeError("the gateway does not listen any more")
         if not self._gateway.context.leases.alive():
             raise RuntimeError("the gateway does not renew its leases any more")

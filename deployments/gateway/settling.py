@@ -1,8 +1,9 @@
 """The end of every call: journal, Redis, ledger, in this order, each exactly once.
 
-A settle is on this node's disk before it is sent. Redis hears of it at once, and again until it answered; the
-SQL ledger gets it after that. So whatever the ledger holds is in Redis' books too, or Redis does not know the
-request: that is why raising Redis to the ledger's sums (`Scheduler.rebuild`) can never count a call twice.
+A settle is on this node's disk a millisecond after its call, and before it is sent. Redis hears of it at
+once, and again until it answered; the SQL ledger gets it after that. So whatever the ledger holds is in
+Redis' books too, or Redis does not know the request: that is why raising Redis to the ledger's sums
+(`Scheduler.rebuild`) can never count a call twice.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ logger = logging.getLogger("ray.serve")
 
 COPY_PERIOD_S = 0.25
 SYNC_PERIOD_S = 0.05
-"""What a machine that loses power may lose. A gateway that is killed loses nothing."""
+"""What a machine that loses power may lose. A gateway that is killed loses `GATHER_S`."""
+
+GATHER_S = 0.001
+"""Settles of so long leave together: to the disk, then to Redis. A gateway that is killed before loses them;
+their holds stay, and `reap` charges them."""
+
+AT_ONCE = 64
+"""But not more: admissions stand behind them."""
 
 ADOPT_PERIOD_S = 30.0
 BATCH = 200
@@ -38,6 +45,13 @@ UNSENT = 10_000
 KNOWN_TO_REDIS = 20_000
 """Acknowledged settles that are remembered until they are copied. Beyond it they are sent again, which is
 harmless: memory stays flat when the ledger's database is away (LiteLLM #38193)."""
+
+
+_Settle = tuple[SettleRequest, Mapping[str, Any] | None]
+"""And the fields of its ledger entry, if it costs something."""
+
+_Outgoing = tuple[SettleRequest, Position | None]
+"""And where it stands in the journal, if it does."""
 
 
 class Settling:
@@ -59,8 +73,10 @@ class Settling:
         self._folder = folder
         self._at = journal.begin
         self._acknowledged: set[Position] = set()
-        self._sending: dict[Position, asyncio.Task[None]] = {}
-        self._unjournalled: set[asyncio.Task[None]] = set()
+        self._outbox: list[_Settle] = []
+        self._in_flight: set[Position] = set()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._open = 0
         self._unsent: deque[SettleRequest] = deque(maxlen=UNSENT)
         self._copying = asyncio.Lock()
         self._ledger_reachable = True
@@ -70,25 +86,19 @@ class Settling:
         """False: a call could not be booked, so it must not be made."""
         return self._journal.has_room()
 
-    def settle(self, request: SettleRequest, entry: LedgerEntry) -> None:
-        try:
-            position = self._journal.append({"settle": asdict(request), "entry": asdict(entry)})
-        except SpratError as error:
-            # Redis still hears of it; only a second failure, of Redis, would lose this call's money.
-            logger.error("%s is not in the journal: %s", request.request_id, error)  # noqa: TRY400
-            self._start_unjournalled(request)
-            return
-        self._sending[position] = asyncio.create_task(self._send(request, position))
+    def settle(self, request: SettleRequest, entry: Mapping[str, Any]) -> None:
+        """`entry`: the fields of a LedgerEntry, which checks them when they are copied."""
+        self._put_out(request, entry)
 
     def cancel(self, request: SettleRequest) -> None:
         """A call that never ran: no money, so no journal. Should Redis never hear of it, `reap` refunds
         it."""
-        self._start_unjournalled(request)
+        self._put_out(request, None)
 
     def lost(self, entry: LedgerEntry) -> None:
         """A charge that `reap` made: Redis has it already."""
         try:
-            self._acknowledge(self._journal.append({"entry": asdict(entry)}))
+            self._acknowledge(self._journal.append({"entry": entry}))
         except SpratError as error:
             logger.error("the charge of lost call %s is not in the journal: %s", entry.request_id, error)  # noqa: TRY400
 
@@ -99,13 +109,15 @@ class Settling:
 
     @property
     def open(self) -> int:
-        return len(self._sending) + len(self._unjournalled)
+        """Settles that Redis has not been told of, or has not answered yet."""
+        return self._open
 
     def alive(self) -> bool:
         return not any(task.done() for task in self._tasks)
 
     async def flush(self) -> bool:
-        """Copy everything that is in the journal now; False when Redis or the database does not answer."""
+        """Copy everything that has ended by now; False when Redis or the database does not answer."""
+        self._start_sending()
         async with self._copying:
             while True:
                 end = self._journal.end
@@ -118,9 +130,9 @@ class Settling:
                 await asyncio.to_thread(self._journal.drop_before, after)
 
     async def close(self) -> None:
-        for pending in (set(self._sending.values()), set(self._unjournalled)):
-            if pending:
-                await asyncio.wait(pending, timeout=5)
+        self._start_sending()
+        if self._sending:
+            await asyncio.wait(set(self._sending), timeout=5)
         for task in self._tasks:
             await end_task(task)
         with suppress(TimeoutError):
@@ -131,22 +143,56 @@ class Settling:
 
     # Redis.
 
-    async def _send(self, request: SettleRequest, position: Position) -> None:
-        try:
-            if await self._scheduler.settle(request) is not None:
-                self._acknowledge(position)
-        except SchedulerUnavailable:
-            pass  # the copy loop sends it again
-        finally:
-            self._sending.pop(position, None)
+    def _put_out(self, request: SettleRequest, entry: Mapping[str, Any] | None) -> None:
+        self._open += 1
+        if not self._outbox:
+            asyncio.get_running_loop().call_later(GATHER_S, self._start_sending)
+        self._outbox.append((request, entry))
 
-    async def _send_unjournalled(self, request: SettleRequest) -> None:
+    def _start_sending(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        if not outbox:
+            return
+        portions = [self._journalled(outbox[at : at + AT_ONCE]) for at in range(0, len(outbox), AT_ONCE)]
+        task = asyncio.create_task(self._send(portions))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    def _journalled(self, settles: Sequence[_Settle]) -> list[_Outgoing]:
+        """To disk first."""
+        records = [{"settle": request, "entry": entry} for request, entry in settles if entry is not None]
+        positions: Iterator[Position | None] = iter(())
+        if records:
+            try:
+                positions = iter(self._journal.append_all(records))
+            except SpratError as error:
+                # Redis still hears of them; only a second failure, of Redis, would lose these calls' money.
+                logger.error("%d settles are not in the journal: %s", len(records), error)  # noqa: TRY400
+        outgoing = [
+            (request, next(positions, None) if entry is not None else None) for request, entry in settles
+        ]
+        self._in_flight.update(position for _, position in outgoing if position is not None)
+        return outgoing
+
+    async def _send(self, portions: Sequence[Sequence[_Outgoing]]) -> None:
+        for outgoing in portions:
+            await self._send_some(outgoing)
+
+    async def _send_some(self, outgoing: Sequence[_Outgoing]) -> None:
         try:
-            await self._scheduler.settle(request)
+            settlements = await self._scheduler.settle_all([request for request, _ in outgoing])
         except SchedulerUnavailable:
-            # A store that hung may still carry out the admission that was given up here: its slot would be
-            # taken until the lease runs out.
-            self._unsent.append(request)
+            # What is in the journal is sent again by the copy loop. As for the others: a store that hung may
+            # still carry out the admission that was given up here, and its slot would be taken until the
+            # lease runs out.
+            self._unsent.extend(request for request, position in outgoing if position is None)
+        else:
+            for (_, position), settlement in zip(outgoing, settlements, strict=True):
+                if position is not None and settlement is not None:
+                    self._acknowledge(position)
+        finally:
+            self._open -= len(outgoing)
+            self._in_flight.difference_update(position for _, position in outgoing if position is not None)
 
     async def _send_unsent(self) -> None:
         while self._unsent:
@@ -159,11 +205,6 @@ class Settling:
     def _acknowledge(self, position: Position) -> None:
         if len(self._acknowledged) < KNOWN_TO_REDIS:
             self._acknowledged.add(position)
-
-    def _start_unjournalled(self, request: SettleRequest) -> None:
-        task = asyncio.create_task(self._send_unjournalled(request))
-        self._unjournalled.add(task)
-        task.add_done_callback(self._unjournalled.discard)
 
     # Ledger.
 
@@ -178,7 +219,7 @@ class Settling:
         unknown: set[tuple[str, str]] = set()
         reached = at
         for position, record in records:
-            if own and position in self._sending:
+            if own and position in self._in_flight:
                 break  # its answer is on the way
             if not (own and position in self._acknowledged) and "settle" in record:
                 request = settle_request_of(record["settle"])

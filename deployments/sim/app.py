@@ -16,17 +16,22 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from deployments.sim import errors
-from deployments.sim.body import parse_chat, parse_completion
+from deployments.sim import embedding, errors
+from deployments.sim.body import ChatBody, CompletionBody, parse
 from deployments.sim.chat_shape import ChatShape
 from deployments.sim.completion_shape import CompletionShape
+from deployments.sim.embedding import EmbeddingBody
 from deployments.sim.engine import SimEngine
 from deployments.sim.generation import Planner
+from deployments.sim.message_shape import MessageShape
 from deployments.sim.metrics import prometheus_text
 from deployments.sim.models_page import models_page
+from deployments.sim.other_dialects import CountBody, MessageBody, ResponseBody, as_chat
 from deployments.sim.respond import respond
+from deployments.sim.response_shape import ResponseShape
 from deployments.sim.served_models import ServedModels
 from deployments.sim.settings import OutputLength, SimSettings
+from deployments.sim.tokenization import DetokenizeBody, TokenizeBody, detokenized, tokenized
 
 __all__ = ["ENGINE", "SERVED", "OutputLength", "SimSettings", "make_app"]
 
@@ -51,15 +56,52 @@ def make_app(settings: SimSettings) -> web.Application:
     started_s = int(time.time())
 
     async def chat(request: web.Request) -> web.StreamResponse:
-        body = parse_chat(await request.read())
-        generation = planner.chat(body, _request_id(request))
+        body = parse(ChatBody, await request.read())
+        generation = planner.chat(body, f"chatcmpl-{_request_id(request)}")
         return await respond(request, generation, ChatShape(generation), engine, settings.fail_after_tokens)
 
     async def completion(request: web.Request) -> web.StreamResponse:
-        body = parse_completion(await request.read())
-        generation = planner.completion(body, _request_id(request))
+        body = parse(CompletionBody, await request.read())
+        generation = planner.completion(body, f"cmpl-{_request_id(request)}")
         shape = CompletionShape(generation)
         return await respond(request, generation, shape, engine, settings.fail_after_tokens)
+
+    async def response(request: web.Request) -> web.StreamResponse:
+        body = parse(ResponseBody, await request.read())
+        generation = planner.chat(as_chat(body), f"resp_{_request_id(request)}")
+        shape = ResponseShape(generation, body)
+        return await respond(request, generation, shape, engine, settings.fail_after_tokens)
+
+    async def message(request: web.Request) -> web.StreamResponse:
+        body = parse(MessageBody, await request.read())
+        generation = planner.chat(as_chat(body), f"chatcmpl-{_request_id(request)}")
+        shape = MessageShape(generation)
+        return await respond(request, generation, shape, engine, settings.fail_after_tokens)
+
+    async def count_tokens(request: web.Request) -> web.Response:
+        body = parse(CountBody, await request.read())
+        planner.model(body.model)
+        count = tokenized(TokenizeBody(messages=body.as_messages()), settings.context_tokens)["count"]
+        return _json({"input_tokens": count, "context_management": {"original_input_tokens": count}})
+
+    async def embeddings(request: web.Request) -> web.Response:
+        body = parse(EmbeddingBody, await request.read())
+        model = planner.model(body.model)
+        embedding.check(body, model, settings.context_tokens)
+        for prompt in body.prompts:
+            async with engine.sequence(prompt.tokens) as pace:
+                await pace.prefill()
+        return _json(embedding.answer(body, model, f"embd-{_request_id(request)}"))
+
+    async def tokenize(request: web.Request) -> web.Response:
+        body = parse(TokenizeBody, await request.read())
+        planner.model(body.model)
+        return _json(tokenized(body, settings.context_tokens))
+
+    async def detokenize(request: web.Request) -> web.Response:
+        body = parse(DetokenizeBody, await request.read())
+        planner.model(body.model)
+        return _json(detokenized(body))
 
     async def refuse(_: web.Request) -> web.StreamResponse:
         raise errors.out_of_order()
@@ -73,8 +115,18 @@ def make_app(settings: SimSettings) -> web.Application:
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(text=prometheus_text(engine))
 
-    app.router.add_post("/v1/chat/completions", refuse if settings.refuse else chat)
-    app.router.add_post("/v1/completions", refuse if settings.refuse else completion)
+    generating = {
+        "/v1/chat/completions": chat,
+        "/v1/completions": completion,
+        "/v1/responses": response,
+        "/v1/messages": message,
+        "/v1/messages/count_tokens": count_tokens,
+    }
+    work = {"/v1/embeddings": embeddings} if settings.embeds else generating
+    for path, handler in work.items():
+        app.router.add_post(path, refuse if settings.refuse else handler)
+    app.router.add_post("/tokenize", tokenize)
+    app.router.add_post("/detokenize", detokenize)
     app.router.add_get("/v1/models", models, allow_head=False)
     app.router.add_get("/health", health, allow_head=False)
     app.router.add_get("/metrics", metrics, allow_head=False)
@@ -88,12 +140,13 @@ def _guard(token: str) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, wanted):
+            return _json(errors.refused_by_http(HTTPStatus.UNAUTHORIZED).body(), HTTPStatus.UNAUTHORIZED)
         try:
-            if not hmac.compare_digest(given, wanted):
-                raise errors.refused_by_http(HTTPStatus.UNAUTHORIZED)
             return await handler(request)
         except errors.EngineError as error:
-            return _json(error.body(), error.status)
+            in_anthropics_words = request.path.startswith("/v1/messages")
+            return _json(error.anthropic_body() if in_anthropics_words else error.body(), error.status)
         except web.HTTPMethodNotAllowed:
             # A route is a method and a path: what is not on the list does not exist.
             return _json(errors.refused_by_http(HTTPStatus.NOT_FOUND).body(), HTTPStatus.NOT_FOUND)

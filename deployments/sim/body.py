@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,6 +10,7 @@ from deployments.sim.errors import malformed_body
 from deployments.sim.prompt import Prompt
 
 TokenId = Annotated[int, Field(ge=0)]
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
 class StreamOptions(BaseModel):
@@ -66,13 +67,25 @@ class GenerationBody(BaseModel):
 class ChatBody(GenerationBody):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
 
     @property
+    def called(self) -> set[str]:
+        """Tools that the conversation has called so far."""
+        return {
+            call["function"]["name"]
+            for message in self.messages
+            for call in message.get("tool_calls") or []
+            if isinstance(call, dict) and isinstance(call.get("function"), dict)
+        }
+
+    @property
     def text(self) -> str:
         """The texts of all messages, one per line. No chat template, so nothing comes on top of them."""
-        return "\n".join(text for message in self.messages for text in _texts(message.get("content")))
+        return "\n".join(text for message in self.messages for text in texts(message.get("content")))
 
 
 class CompletionBody(GenerationBody):
@@ -94,21 +107,14 @@ class CompletionBody(GenerationBody):
         ]
 
 
-def parse_chat(raw: bytes) -> ChatBody:
+def parse(kind: type[AnyBody], raw: bytes) -> AnyBody:
     try:
-        return ChatBody.model_validate_json(raw)
+        return kind.model_validate_json(raw)
     except ValidationError as error:
-        raise _as_vllm(error) from None
+        raise as_vllm(error) from None
 
 
-def parse_completion(raw: bytes) -> CompletionBody:
-    try:
-        return CompletionBody.model_validate_json(raw)
-    except ValidationError as error:
-        raise _as_vllm(error) from None
-
-
-def _as_vllm(error: ValidationError) -> Exception:
+def as_vllm(error: ValidationError) -> Exception:
     """First finding only, without the offending value: it may be huge, and it belongs to a tenant."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = ".".join(["body", *(str(step) for step in first["loc"])])
@@ -117,7 +123,7 @@ def _as_vllm(error: ValidationError) -> Exception:
     return malformed_body(f"{label}: {param}: {first['msg']}", param)
 
 
-def _texts(content: Any) -> list[str]:
+def texts(content: Any) -> list[str]:
     if isinstance(content, str):
         return [content]
     if isinstance(content, list):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from deployments.sim.answer import Answer
 from deployments.sim.generation import Generation
-from deployments.sim.shape import FINGERPRINT, NO_TOKEN_DETAILS, event, usage_of
+from deployments.sim.shape import DONE, FINGERPRINT, NO_TOKEN_DETAILS, event, usage_of
+from deployments.sim.tokens import WORDS
 
 
 class ChatShape:
@@ -50,7 +52,7 @@ class ChatShape:
     def token(self, index: int, position: int) -> bytes:
         answer = self._generation.answers[index]
         last = position == len(answer.tokens) - 1
-        if answer.tool is None and not last:
+        if answer.tool is None and not last and self._generation.top_logprobs is None:
             text = orjson.dumps(answer.tokens[position])
             return (
                 self._before[index] + text + b'},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
@@ -58,7 +60,7 @@ class ChatShape:
         choice: dict[str, Any] = {
             "index": index,
             "delta": self._delta(answer, index, position),
-            "logprobs": None,
+            "logprobs": self._logprobs(answer.tokens[position : position + 1]),
             "finish_reason": None,
         }
         if not last:
@@ -72,9 +74,11 @@ class ChatShape:
         stamp = {} if self._generation.include_usage else {"system_fingerprint": FINGERPRINT}
         return event({**self._head, "choices": [choice], **stamp})
 
-    def usage(self) -> bytes:
+    def closing(self) -> bytes:
+        if not self._generation.include_usage:
+            return DONE
         usage = usage_of(self._generation)
-        return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT})
+        return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}) + DONE
 
     def whole(self) -> dict[str, Any]:
         return {
@@ -84,7 +88,7 @@ class ChatShape:
                 {
                     "index": index,
                     "message": self._message(answer, index),
-                    "logprobs": None,
+                    "logprobs": self._logprobs(answer.tokens),
                     "finish_reason": answer.finish_reason,
                     "stop_reason": answer.stop_reason,
                     "token_ids": None,
@@ -128,5 +132,21 @@ class ChatShape:
             return {"tool_calls": [call]}
         return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]} if text else {}
 
+    def _logprobs(self, tokens: Sequence[str]) -> dict[str, Any] | None:
+        """Made up, like the tokens: the one that came is the likeliest."""
+        count = self._generation.top_logprobs
+        if count is None:
+            return None
+        content = []
+        for token in tokens:
+            ranked = [token, *(word for word in WORDS if word != token)]
+            top = [_logprob(each, rank) for rank, each in enumerate(ranked[:count])]
+            content.append(_logprob(token, 0) | {"top_logprobs": top})
+        return {"content": content}
+
     def _call_id(self, index: int) -> str:
         return f"chatcmpl-tool-{self._generation.request_id.removeprefix('chatcmpl-')}-{index}"
+
+
+def _logprob(token: str, rank: int) -> dict[str, Any]:
+    return {"token": token, "logprob": -0.25 - rank, "bytes": list(token.encode())}

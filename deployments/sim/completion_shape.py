@@ -7,7 +7,7 @@ from typing import Any
 
 from deployments.sim.answer import Answer
 from deployments.sim.generation import Generation
-from deployments.sim.shape import FINGERPRINT, NO_TOKEN_DETAILS, event, usage_of
+from deployments.sim.shape import DONE, FINGERPRINT, NO_TOKEN_DETAILS, event, usage_of
 
 
 class CompletionShape:
@@ -30,9 +30,11 @@ class CompletionShape:
         stamp = {"system_fingerprint": FINGERPRINT} if last and not self._generation.include_usage else {}
         return event({**self._head, "choices": [choice], **stamp})
 
-    def usage(self) -> bytes:
+    def closing(self) -> bytes:
+        if not self._generation.include_usage:
+            return DONE
         usage = usage_of(self._generation)
-        return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT})
+        return event({**self._head, "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}) + DONE
 
     def whole(self) -> dict[str, Any]:
         choices = [

@@ -51,6 +51,10 @@ class Pace:
         self._engine.output_tokens_total += 1
         self._gap_s = inter_token_s(self._engine.profile, self._engine.slots.running)
 
+    async def prefill(self) -> None:
+        """Returns when the prompt has been read and nothing else is to come."""
+        await asyncio.sleep(self._gap_s)
+
     async def tokens(self, count: int) -> None:
         """`count` tokens that nobody looks at one by one: with no time between them one wait is enough."""
         for index in range(count):

@@ -29,6 +29,9 @@ class EngineError(Exception):
             }
         }
 
+    def anthropic_body(self) -> dict[str, Any]:
+        return {"type": "error", "error": {"type": self.kind, "message": str(self)}}
+
 
 def refused_by_http(status: HTTPStatus) -> EngineError:
     """Refused before the body was looked at: wrong token, unknown route, body too large."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deployments.sim import errors
 from deployments.sim.answer import Answer, write_text, write_words
@@ -27,6 +27,8 @@ class Generation:
     answers: tuple[Answer, ...]
     stream: bool
     include_usage: bool
+    top_logprobs: int | None = None
+    """How many alternatives to each token are told; None: no probabilities at all."""
 
     @property
     def output_tokens(self) -> int:
@@ -61,19 +63,27 @@ class Planner:
     settings: SimSettings
     served: ServedModels
 
-    def chat(self, body: ChatBody, request_id: str) -> Generation:
+    def chat(self, body: ChatBody, answer_id: str) -> Generation:
         limit = Limit("max_tokens", body.max_tokens)
         if body.max_completion_tokens is not None:
             limit = Limit("max_completion_tokens", body.max_completion_tokens)
         call = _forced_call(body)
-        return self._plan(body, f"chatcmpl-{request_id}", [Prompt.of_text(body.text)], limit, call)
+        generation = self._plan(body, answer_id, [Prompt.of_text(body.text)], limit, call)
+        return replace(generation, top_logprobs=body.top_logprobs or 0) if body.logprobs else generation
 
-    def completion(self, body: CompletionBody, request_id: str) -> Generation:
+    def completion(self, body: CompletionBody, answer_id: str) -> Generation:
         prompts = body.prompts
         if not prompts or not all(prompt.tokens for prompt in prompts):
             message = "Either prompt or prompt_embeds must be provided and non-empty."
             raise errors.malformed_body(message, "prompt")
-        return self._plan(body, f"cmpl-{request_id}", prompts, Limit("max_tokens", body.max_tokens), None)
+        return self._plan(body, answer_id, prompts, Limit("max_tokens", body.max_tokens), None)
+
+    def model(self, wanted: str | None) -> str:
+        """The one that answers. Raises EngineError (404) for a name that is not served."""
+        model = wanted or self.served.base_model
+        if model not in self.served:
+            raise errors.unknown_model(model, self.served.base_model)
+        return model
 
     def _plan(
         self,
@@ -86,9 +96,7 @@ class Planner:
         if body.stream_options and not body.stream:
             message = "Stream options can only be defined when `stream=True`."
             raise errors.malformed_body(message, "stream_options")
-        model = body.model or self.served.base_model
-        if model not in self.served:
-            raise errors.unknown_model(model, self.served.base_model)
+        model = self.model(body.model)
         choices = 1 if body.n is None else body.n
         if not 1 <= choices <= MAX_CHOICES:
             raise errors.bad_value(f"n must be from 1 to {MAX_CHOICES}, got {choices}.", "n")
@@ -173,4 +181,8 @@ def _forced_call(body: ChatBody) -> ForcedCall | None:
                 return ForcedCall(tool.function, "stop")
         message = "The tool specified in `tool_choice` does not match any of the specified `tools`"
         raise errors.malformed_body(message, "tool_choice")
-    return ForcedCall(body.tools[0].function, "tool_calls") if body.tool_choice == "required" else None
+    if body.tool_choice != "required":
+        return None
+    # Loops of agents end: what they called before is not called again.
+    new = [tool.function for tool in body.tools if tool.function.name not in body.called]
+    return ForcedCall(new[0] if new else body.tools[-1].function, "tool_calls")

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from deployments.sim.engine import SimEngine
 from deployments.sim.generation import Generation
-from deployments.sim.shape import DONE, Shape
+from deployments.sim.shape import Shape
 
 
 async def respond(
@@ -78,7 +78,7 @@ async def _stream(
                 await response.write(shape.token(index, position))
 
     await _together([stream_choice(index) for index in _indices(generation)])
-    await response.write(shape.usage() + DONE if generation.include_usage else DONE)
+    await response.write(shape.closing())
     await response.write_eof()
     return response
 

@@ -22,6 +22,7 @@ class OutputLength(StrEnum):
 class SimSettings:
     """`models` are the names served, the base model first, then its adapters. `token` is the gateway token
     that every route asks for. `drawn_tokens` are the bounds, both included, of a drawn length.
+    `embeds`: it makes embeddings and generates nothing.
     `fail_after_tokens` closes the connection after that many tokens of an answer; `refuse` answers every
     generation with 500."""
 
@@ -30,6 +31,7 @@ class SimSettings:
     profile: LatencyProfile
     token: str = field(repr=False)
     seed: int = 0
+    embeds: bool = False
     output_length: OutputLength = OutputLength.LIMIT
     drawn_tokens: tuple[int, int] = (16, 256)
     fail_after_tokens: int | None = None

@@ -1,4 +1,4 @@
-"""What the two generation routes have in common in the bytes they send, as vLLM 0.32 sends them."""
+"""What the generating routes have in common in the bytes they send, as vLLM 0.32 sends them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ class Shape(Protocol):
         """Token `position` of choice `index`; with the last one comes the finish reason."""
         ...
 
-    def usage(self) -> bytes:
-        """The chunk without choices that ends a stream with `include_usage`."""
+    def closing(self) -> bytes:
+        """What ends a stream."""
         ...
 
     def whole(self) -> dict[str, Any]:
         """The answer that is not streamed."""
         ...
+
+
+def named_event(value: dict[str, Any]) -> bytes:
+    """As the dialects have it that name their events: by the type in the data."""
+    return b"event: %s\ndata: %s\n\n" % (value["type"].encode(), orjson.dumps(value))
 
 
 def event(value: dict[str, Any]) -> bytes:

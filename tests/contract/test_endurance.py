@@ -24,10 +24,10 @@ import aiohttp
 import orjson
 import psutil
 import pytest
-from aiohttp import web
 
 from cluster import keys
 from cluster.tenants import Budget, BudgetWindow, RateLimit, key_owner
+from deployments.gateway.http.message import Reply, Request
 from tests.fault_matrix import fault
 from tests.gateways import FAST, GatewayProcess, GatewayUnderTest, RunningEngine, cost_of, running_gateway
 from tests.own_valkey import OwnValkey, own_valkey
@@ -116,26 +116,26 @@ def _await_point(coroutine: Any) -> str:
 
 
 class Cancelling:
-    """Between aiohttp and the gateway's application: cancels the handler of chosen keys as aiohttp does when
-    their client leaves."""
+    """Between connections and the gateway: cancels the handler of chosen keys as a connection does when its
+    client leaves."""
 
     def __init__(self, gateway: GatewayUnderTest) -> None:
-        server = gateway.gateway.runner.server
-        assert server is not None
-        self._handle: Callable[[Any], Coroutine[Any, Any, web.StreamResponse]] = server.request_handler  # type: ignore[assignment]
+        listener = gateway.gateway.listener
+        self._handle = listener.handler
         self._chosen: dict[str, CancelledAt] = {}
-        server.request_handler = self._handler
+        listener.handler = self._handler
 
     def choose(self, key: str, at: int, *, together: bool) -> CancelledAt:
         """The next call of `key`."""
         run = self._chosen["Bearer " + key] = CancelledAt(at, together=together)
         return run
 
-    async def _handler(self, request: Any) -> web.StreamResponse:
-        run = self._chosen.pop(request.headers.get("authorization", ""), None)
+    async def _handler(self, request: Request, reply: Reply) -> None:
+        run = self._chosen.pop(request.header(b"authorization") or "", None)
         if run is None:
-            return await self._handle(request)
-        return await run.run(self._handle(request))
+            await self._handle(request, reply)
+        else:
+            await run.run(self._handle(request, reply))  # type: ignore[arg-type]  # an async function
 
 
 def cost_of_stream(text: str) -> int:

@@ -7,9 +7,11 @@ use only what an engine can be asked over HTTP.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -366,6 +368,251 @@ class TestWholeAnswers:
             assert response.status == 200
 
 
+FISH = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["cod", "eel"]}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+
+
+async def named_events(session: aiohttp.ClientSession, path: str, body: dict) -> list[tuple[str, dict]]:
+    """Name and data of each event; the name is also in the data."""
+    async with session.post(path, json=body | {"stream": True}) as response:
+        assert response.status == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        text = await response.text()
+    found = []
+    for each in text.removesuffix("\n\n").split("\n\n"):
+        name, data = each.split("\n")
+        fields = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {fields['type']}"
+        found.append((fields["type"], fields))
+    return found
+
+
+class TestResponses:
+    def body(self, engine, **changes) -> dict:
+        return {
+            "model": engine.model,
+            "input": "Name three fish.",
+            "max_output_tokens": 8,
+            "store": False,
+        } | changes
+
+    async def test_whole(self, engine, session):
+        status, answer = await ask(session, "/v1/responses", self.body(engine, instructions="Be brief."))
+        assert status == 200
+        assert (answer["object"], answer["status"]) == ("response", "incomplete")
+        assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
+        (item,) = answer["output"]
+        assert (item["type"], item["role"]) == ("message", "assistant")
+        assert item["content"][0]["text"]
+        assert answer["usage"]["output_tokens"] == 8
+        assert answer["usage"]["total_tokens"] == answer["usage"]["input_tokens"] + 8
+
+    async def test_stream(self, engine, session):
+        found = await named_events(session, "/v1/responses", self.body(engine))
+        names = list(dict.fromkeys(name for name, _ in found))
+        assert names == [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.output_text.delta",
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.completed",
+        ]
+        assert [fields["sequence_number"] for _, fields in found] == list(range(len(found)))
+        streamed = "".join(fields["delta"] for name, fields in found if name == "response.output_text.delta")
+        last = found[-1][1]["response"]
+        assert last["output"][0]["content"][0]["text"] == streamed
+        assert last["usage"]["output_tokens"] == 8
+
+    async def test_a_tool_is_called(self, engine, session):
+        tool = {"type": "function", "name": "catch", "parameters": FISH, "strict": True}
+        body = self.body(engine, tools=[tool], tool_choice="required", max_output_tokens=100)
+        _, answer = await ask(session, "/v1/responses", body)
+        (item,) = answer["output"]
+        assert (item["type"], item["name"]) == ("function_call", "catch")
+        assert json.loads(item["arguments"])["kind"] in {"cod", "eel"}
+        found = await named_events(session, "/v1/responses", body)
+        deltas = [each["delta"] for name, each in found if name == "response.function_call_arguments.delta"]
+        assert json.loads("".join(deltas))["kind"] in {"cod", "eel"}
+
+    async def test_a_json_schema_is_kept(self, engine, session):
+        wanted = {"format": {"type": "json_schema", "name": "fish", "schema": FISH, "strict": True}}
+        body = self.body(engine, text=wanted, max_output_tokens=100)
+        _, answer = await ask(session, "/v1/responses", body)
+        assert answer["status"] == "completed"
+        assert json.loads(answer["output"][0]["content"][0]["text"])["kind"] in {"cod", "eel"}
+
+    async def test_a_loop_with_a_tool_goes_on(self, engine, session):
+        items = [
+            {"role": "user", "content": [{"type": "input_text", "text": "Catch one."}]},
+            {"type": "function_call", "call_id": "c", "name": "catch", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "an eel"},
+        ]
+        status, answer = await ask(session, "/v1/responses", self.body(engine, input=items))
+        assert (status, answer["output"][0]["type"]) == (200, "message")
+
+    async def test_errors(self, engine, session):
+        assert_error(*await ask(session, "/v1/responses", self.body(engine, model="nobody@9")), 404)
+        long = self.body(engine, input="fish " * 8 * engine.context_tokens)
+        error = assert_error(*await ask(session, "/v1/responses", long), 400)
+        assert f"maximum context length is {engine.context_tokens} tokens" in error["message"]
+
+
+class TestMessages:
+    def body(self, engine, **changes) -> dict:
+        return {
+            "model": engine.model,
+            "messages": [{"role": "user", "content": "Name three fish."}],
+            "max_tokens": 8,
+        } | changes
+
+    async def test_whole(self, engine, session):
+        status, answer = await ask(session, "/v1/messages", self.body(engine, system="Be brief."))
+        assert status == 200
+        assert (answer["type"], answer["role"], answer["stop_reason"]) == (
+            "message",
+            "assistant",
+            "max_tokens",
+        )
+        (block,) = answer["content"]
+        assert (block["type"], bool(block["text"])) == ("text", True)
+        assert answer["usage"]["output_tokens"] == 8
+        assert answer["usage"]["input_tokens"] > 0
+
+    async def test_stream(self, engine, session):
+        found = await named_events(session, "/v1/messages", self.body(engine))
+        assert list(dict.fromkeys(name for name, _ in found)) == [
+            "message_start",
+            "content_block_start",
+            "content_block_delta",
+            "content_block_stop",
+            "message_delta",
+            "message_stop",
+        ]
+        assert found[0][1]["message"]["content"] == []
+        assert "".join(each["delta"]["text"] for name, each in found if name == "content_block_delta")
+        delta = found[-2][1]
+        assert delta["delta"]["stop_reason"] == "max_tokens"
+        assert delta["usage"]["output_tokens"] == 8
+
+    async def test_a_tool_is_used(self, engine, session):
+        tools = [{"name": "catch", "input_schema": FISH}]
+        choice = {"type": "tool", "name": "catch"}
+        body = self.body(engine, tools=tools, tool_choice=choice, max_tokens=100)
+        _, answer = await ask(session, "/v1/messages", body)
+        (block,) = answer["content"]
+        assert (block["type"], block["name"], answer["stop_reason"]) == ("tool_use", "catch", "tool_use")
+        assert block["input"]["kind"] in {"cod", "eel"}
+        found = await named_events(session, "/v1/messages", body)
+        parts = [each["delta"]["partial_json"] for name, each in found if name == "content_block_delta"]
+        assert json.loads("".join(parts))["kind"] in {"cod", "eel"}
+
+    async def test_a_json_schema_is_kept(self, engine, session):
+        wanted = {"format": {"type": "json_schema", "schema": FISH}}
+        body = self.body(engine, output_config=wanted, max_tokens=100)
+        _, answer = await ask(session, "/v1/messages", body)
+        assert json.loads(answer["content"][0]["text"])["kind"] in {"cod", "eel"}
+
+    async def test_tokens_are_counted_as_the_answer_counts_them(self, engine, session):
+        body = self.body(engine)
+        _, answer = await ask(session, "/v1/messages", body)
+        del body["max_tokens"]
+        status, count = await ask(session, "/v1/messages/count_tokens", body)
+        assert (status, count["input_tokens"]) == (200, answer["usage"]["input_tokens"])
+
+    async def test_errors_have_anthropics_shape(self, engine, session):
+        status, answer = await ask(session, "/v1/messages", self.body(engine, model="nobody@9"))
+        assert (status, answer["type"]) == (404, "error")
+        assert set(answer["error"]) == {"type", "message"}
+
+
+class TestTokenization:
+    async def test_there_and_back(self, engine, session):
+        status, found = await ask(session, "/tokenize", {"model": engine.model, "prompt": "Three fish"})
+        assert status == 200
+        assert found["count"] == len(found["tokens"]) > 0
+        assert found["max_model_len"] == engine.context_tokens
+        _, back = await ask(session, "/detokenize", {"model": engine.model, "tokens": found["tokens"]})
+        assert back == {"prompt": "Three fish"}
+
+    async def test_a_chat_has_as_many_tokens_as_its_answer_says(self, engine, session):
+        _, answer = await ask(session, "/v1/chat/completions", chat_body(engine))
+        body = {"model": engine.model, "messages": chat_body(engine)["messages"]}
+        _, found = await ask(session, "/tokenize", body)
+        assert found["count"] == answer["usage"]["prompt_tokens"]
+
+    async def test_an_unknown_model(self, session):
+        assert_error(*await ask(session, "/tokenize", {"model": "nobody@9", "prompt": "a"}), 404)
+
+
+class TestLogprobs:
+    async def test_of_a_chat(self, engine, session):
+        body = chat_body(engine, logprobs=True, top_logprobs=2)
+        _, answer = await ask(session, "/v1/chat/completions", body)
+        content = answer["choices"][0]["logprobs"]["content"]
+        assert len(content) == 8
+        assert all(each["logprob"] <= 0 and len(each["top_logprobs"]) == 2 for each in content)
+        found = await chunks(session, "/v1/chat/completions", body)
+        streamed = [each["choices"][0]["logprobs"]["content"] for each in found[1:]]
+        assert [token["token"] for part in streamed for token in part] == [each["token"] for each in content]
+
+
+class TestAgentLoops:
+    async def test_a_required_tool_is_another_one_each_time(self, engine, session):
+        """Else an agent that is made to use tools would never end."""
+        if not engine.simulated:
+            pytest.skip("a model decides by itself")
+        tools = [{"type": "function", "function": {"name": name}} for name in ("look", "answer")]
+        body = chat_body(engine, tools=tools, tool_choice="required", max_tokens=50)
+        called = []
+        for _ in range(3):
+            _, answer = await ask(session, "/v1/chat/completions", body)
+            message = answer["choices"][0]["message"]
+            called.append(message["tool_calls"][0]["function"]["name"])
+            body["messages"] = [*body["messages"], message]
+        assert called == ["look", "answer", "answer"]
+
+
+@pytest.fixture
+async def embedder() -> AsyncIterator[aiohttp.ClientSession]:
+    with sim(replace(SIM_SETTINGS, models=("vectors", "topic@1"), embeds=True)) as engine:
+        async with session_for(engine) as opened:
+            yield opened
+
+
+class TestEmbeddings:
+    async def test_unit_vectors_the_same_for_the_same_text(self, embedder):
+        body = {"model": "vectors", "input": ["one fish", "two fish", "one fish"]}
+        status, answer = await ask(embedder, "/v1/embeddings", body)
+        assert status == 200
+        vectors = [each["embedding"] for each in answer["data"]]
+        assert [each["index"] for each in answer["data"]] == [0, 1, 2]
+        assert vectors[0] == vectors[2] != vectors[1]
+        assert sum(value * value for value in vectors[0]) == pytest.approx(1)
+        assert answer["usage"] | {"prompt_tokens": 6, "total_tokens": 6} == answer["usage"]
+
+    async def test_base64_holds_the_same_floats(self, embedder):
+        body = {"model": "vectors", "input": "one fish"}
+        _, plain = await ask(embedder, "/v1/embeddings", body)
+        _, packed = await ask(embedder, "/v1/embeddings", body | {"encoding_format": "base64"})
+        floats = array("f", base64.b64decode(packed["data"][0]["embedding"]))
+        assert list(floats) == pytest.approx(plain["data"][0]["embedding"])
+
+    async def test_what_it_cannot_do(self, embedder):
+        body = {"model": "vectors", "input": "a"}
+        assert_error(*await ask(embedder, "/v1/embeddings", body | {"dimensions": 64}), 400)
+        assert_error(*await ask(embedder, "/v1/embeddings", body | {"input": "fish " * 1000}), 400)
+        assert_error(*await ask(embedder, "/v1/embeddings", body | {"model": "nobody@9"}), 404)
+        assert_error(*await ask(embedder, "/v1/chat/completions", body), 404)
+
+
 class TestSlots:
     async def test_leaving_a_stream_frees_its_slot(self, engine, session):
         await until_metric(session, engine.running_metric, 0)
@@ -398,6 +645,11 @@ class TestSlots:
 ROUTES = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
     ("GET", "/v1/models"),
     ("GET", "/health"),
     ("GET", "/metrics"),
@@ -405,6 +657,8 @@ ROUTES = [
 FOREIGN_ROUTES = [
     ("POST", "/v1/load_lora_adapter"),
     ("POST", "/v1/unload_lora_adapter"),
+    ("POST", "/v1/embeddings"),  # an engine that generates
+    ("GET", "/v1/responses/resp_1"),
     ("POST", "/invocations"),
     ("POST", "/pause"),
     ("POST", "/update_weights"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from cluster.config import ClusterConfig, NodeClass, PoolConfig, load_config
 from cluster.placement import find_nodes, pool_gpus
 from cluster.types import NodeState
+from deployments import engine_vllm
 from deployments.app import placement_options, unplaceable
 from deployments.engine_vllm import engine_flags
 from tests.configs import config_of, simulated
@@ -141,6 +143,26 @@ def test_a_pool_with_adapters_makes_room_for_all_of_them(gpus: float) -> None:
     assert value_after(flags, "--max-loras") == "3"
     assert value_after(flags, "--max-lora-rank") == "32"
     assert ("--enforce-eager" in flags) == (gpus == 0)
+
+
+def test_an_embedding_pool_runs_vllm_for_pooling() -> None:
+    assert value_after(engine_flags(pool(task="embed"), "/weights"), "--runner") == "pooling"
+    assert "--runner" not in engine_flags(pool(), "/weights")
+
+
+@pytest.mark.parametrize(
+    ("changes", "compiles"),
+    [({}, True), ({"engine_options": ["--enforce-eager"]}, False), ({"adapters": ["a@1"]}, False)],
+)
+def test_an_eager_cpu_engine_never_calls_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], compiles: bool
+) -> None:
+    """A request for logprobs would, and a compiler that fails takes the engine with it."""
+    monkeypatch.setattr(os, "environ", {})
+
+    engine_vllm._set_environment(pool(**changes), on_gpu=False)
+
+    assert ("TORCH_COMPILE_DISABLE" in os.environ) == (not compiles)
 
 
 def test_flags_of_the_operator_come_last_and_so_win() -> None:

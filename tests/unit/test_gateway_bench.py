@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from time import process_time
 from xml.etree import ElementTree as ET
 
@@ -143,7 +142,9 @@ class TestAdded:
 
 class TestCommandLine:
     def test_a_system(self):
-        text = "name=a,url=http://h:1,key=K,model=m,pid=1,pid=22,store_pid=3,model_paced=p,url_paced=http://h:2"
+        text = (
+            "name=a,url=http://h:1,key=K,model=m,pid=1,pid=22,store_pid=3,model_paced=p,url_paced=http://h:2"
+        )
         system = parse_system(text)
         assert (system.name, system.pids, system.store_pids) == ("a", (1, 22), (3,))
         assert (system.endpoint(Mode.STREAM).port, system.model_for(Mode.STREAM)) == (1, "m")
@@ -287,7 +288,11 @@ class TestRun:
         assert skipped["ill", "unary"].startswith("first unary call: status: 503")
         assert "url_paced" in skipped["sprat", "stream-paced"]
         assert report["versions"]["sprat"] == "0.1.0"
-        assert (report["cores"], report["pinning"], report["idle_cpu_percent"]) == (7, "apart", {"sprat": 0.5})
+        assert (report["cores"], report["pinning"], report["idle_cpu_percent"]) == (
+            7,
+            "apart",
+            {"sprat": 0.5},
+        )
         assert {"date", "versions", "note"} <= report.keys()
         assert table(report).count("\n") >= len(report["rows"])
         assert told
@@ -338,7 +343,9 @@ class TestManyStreams:
 
     async def test_a_stream_that_fails_is_an_error_and_no_gap(self):
         async with stub(0, "503 Service Unavailable") as url:
-            measured = await many_streams((System("sprat", url, "K", "m", url_paced=url),), 3, 1, seconds_s=0.1)
+            measured = await many_streams(
+                (System("sprat", url, "K", "m", url_paced=url),), 3, 1, seconds_s=0.1
+            )
         (only,) = measured["rows"]
         assert (only["n"], only["errors"], only["worst_stream_itl_p99_ms"]) == (0, 3, None)
         assert "503" in only["first_error"]
@@ -360,7 +367,7 @@ def a_report() -> dict:
 class TestPlot:
     def test_is_an_image_of_its_own_with_every_system(self):
         drawn = plot(a_report())
-        image = ET.fromstring(drawn)  # noqa: S314 (ours)
+        image = ET.fromstring(drawn)
         texts = [each.text for each in image.iter("{http://www.w3.org/2000/svg}text")]
         assert {"direct", "a<b", "unary: requests per second", "stream: CPU µs per chunk"} <= set(texts)
         assert "2026-11-22" in texts[0]
@@ -368,10 +375,8 @@ class TestPlot:
         assert drawn.count("http") == 1  # the namespace
 
     def test_a_larger_value_stands_higher(self):
-        image = ET.fromstring(plot(a_report()))  # noqa: S314 (ours)
-        dots = {
-            dot[0].text: float(dot.get("cy")) for dot in image.iter("{http://www.w3.org/2000/svg}circle")
-        }
+        image = ET.fromstring(plot(a_report()))
+        dots = {dot[0].text: float(dot.get("cy")) for dot in image.iter("{http://www.w3.org/2000/svg}circle")}
         assert dots["a<b, c=2: 2,000"] < dots["direct, c=2: 1,000"]
 
     def test_no_two_systems_share_a_colour(self):

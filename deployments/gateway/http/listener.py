@@ -1,0 +1,95 @@
+"""The listening socket of a gateway and its connections: caps, deadlines, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections import Counter
+from email.utils import formatdate
+
+from deployments.gateway.http.connection import HttpConnection
+from deployments.gateway.http.limits import HttpLimits
+from deployments.gateway.http.message import Handler
+from deployments.gateway.tasks import end_task
+
+SWEEP_S = 1.0
+BACKLOG = 2048
+
+
+class Listener:
+    """Several processes may listen on one port (SO_REUSEPORT)."""
+
+    def __init__(
+        self, sock: socket.socket, handler: Handler, limits: HttpLimits, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._sock = sock
+        self._tls = tls
+        self._connections: set[HttpConnection] = set()
+        self._of_address: Counter[str] = Counter()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self.handler = handler
+        self.limits = limits
+        self.loop = asyncio.get_running_loop()
+        self.draining = False
+        self.date = formatdate(usegmt=True)
+
+    async def start(self) -> None:
+        self._server = await self.loop.create_server(
+            lambda: HttpConnection(self), sock=self._sock, ssl=self._tls, backlog=BACKLOG
+        )
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    @property
+    def is_listening(self) -> bool:
+        return self._server is not None and self._server.is_serving() and not self.draining
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    def stop_accepting(self) -> None:
+        """Idle connections close; the others after their present answer, which says so."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            if connection.is_idle:
+                connection.close()
+
+    async def close(self) -> None:
+        """Cuts what is left."""
+        self.stop_accepting()
+        if self._sweeper is not None:
+            await end_task(self._sweeper)
+        tasks = [each.task for each in self._connections if each.task is not None and not each.task.done()]
+        for connection in list(self._connections):
+            connection.abort()
+        for task in tasks:
+            await end_task(task)
+
+    # For connections
+
+    def admit(self, connection: HttpConnection) -> bool:
+        self._connections.add(connection)
+        self._of_address[connection.peer] += 1
+        return (
+            len(self._connections) <= self.limits.connections
+            and self._of_address[connection.peer] <= self.limits.connections_per_address
+        )
+
+    def forget(self, connection: HttpConnection) -> None:
+        self._connections.discard(connection)
+        self._of_address[connection.peer] -= 1
+        if not self._of_address[connection.peer]:
+            del self._of_address[connection.peer]
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.date = formatdate(time.time(), usegmt=True)
+            now_s = self.loop.time()
+            for connection in [each for each in self._connections if each.deadline_s < now_s]:
+                connection.expire()
