@@ -36,9 +36,17 @@ def deploy(runtime: Runtime, nodes: Iterable[NodeState]) -> Iterator[str]:
     """
     config = runtime.config
     known = list(nodes)
-    # No Serve proxy: gateways and engines listen on ports of their own (GATEWAY.md).
-    serve.start(proxy_location="Disabled")
-    _run(gateway_application(runtime), GATEWAY_APP)
+    # Gateways and engines listen on ports of their own. Serve's proxy costs ten times as much per call: it is
+    # there for those who ask for it, on the head node.
+    proxy_port = config.gateway.serve_proxy_port
+    if proxy_port is None:
+        serve.start(proxy_location="Disabled")
+        _run(gateway_application(runtime), GATEWAY_APP)
+    else:
+        serve.start(
+            proxy_location="EveryNode", http_options={"host": config.gateway.host, "port": proxy_port}
+        )
+        _run(gateway_application(runtime), GATEWAY_APP, route_prefix="/")
     for name in sorted(config.pools, key=lambda pool: config.tiers.index(config.pools[pool].tier)):
         _run(pool_application(name, runtime, known), POOL_APP_PREFIX + name)
         deadline = time.monotonic() + ENTRY_TIMEOUT_S
@@ -47,8 +55,8 @@ def deploy(runtime: Runtime, nodes: Iterable[NodeState]) -> Iterator[str]:
             time.sleep(0.3)
 
 
-def _run(application: serve.Application, name: str) -> None:
-    target = serve.RunTarget(target=application, name=name, route_prefix=None)
+def _run(application: serve.Application, name: str, *, route_prefix: str | None = None) -> None:
+    target = serve.RunTarget(target=application, name=name, route_prefix=route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
 
 
@@ -66,8 +74,9 @@ def _has_entry(runtime: Runtime, pool: str) -> bool:
 
 
 def gateway_application(runtime: Runtime) -> serve.Application:
+    by_proxy = runtime.config.gateway.serve_proxy_port is not None
     return (
-        serve.deployment(GatewayReplica)
+        serve.deployment(serve.ingress()(GatewayReplica) if by_proxy else GatewayReplica)
         .options(
             name="gateway",
             num_replicas=runtime.config.gateway.replicas,

@@ -15,6 +15,7 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from cluster.config import ClusterConfig
 from cluster.errors import SchedulerUnavailable
 from cluster.ledger import Ledger
 from cluster.scheduler.redis_scheduler import RedisScheduler
@@ -73,6 +74,7 @@ class RunningEngine:
 
 @dataclass
 class GatewayUnderTest:
+    config: ClusterConfig
     url: str
     key: str
     gateway: RunningGateway
@@ -83,13 +85,14 @@ class GatewayUnderTest:
     engines: dict[str, RunningEngine] = field(default_factory=dict)
 
     async def add_engine(self, pool: str, replica_id: str, *, cap: int = 4, **settings: Any) -> RunningEngine:
-        config = simulated()["pools"][pool]
+        config = self.config.pools[pool]
         application = make_app(
             SimSettings(
                 **(
                     {
-                        "models": (config["base_model"], *config.get("adapters", ())),
-                        "context_tokens": config["context_tokens"],
+                        "models": (config.base_model, *config.adapters),
+                        "context_tokens": config.context_tokens,
+                        "embeds": config.task == "embed",
                         "profile": FAST,
                         "token": TOKEN,
                     }
@@ -260,7 +263,14 @@ async def running_gateway(
     gateway = await start_gateway(runtime)
     async with aiohttp.ClientSession() as session:
         under_test = GatewayUnderTest(
-            f"http://127.0.0.1:{port}/v1", key, gateway, runtime.scheduler(), session, keys, Ledger(store)
+            runtime.config,
+            f"http://127.0.0.1:{port}/v1",
+            key,
+            gateway,
+            runtime.scheduler(),
+            session,
+            keys,
+            Ledger(store),
         )
         try:
             yield under_test

@@ -12,6 +12,7 @@ from cluster.config.schema import (
     PoolConfig,
     RouterConfig,
     Rule,
+    SchedulerConfig,
     adapter_name,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "Problem",
     "RouterConfig",
     "Rule",
+    "SchedulerConfig",
     "adapter_name",
     "load_config",
     "parse_config",

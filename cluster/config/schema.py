@@ -45,7 +45,11 @@ class GatewayConfig(Strict):
     max_attempts: int = Field(3, ge=1, le=8, description="replicas tried while no byte reached the client")
     max_connections: int = Field(20_000, ge=1, description="of one gateway replica; more are answered 503")
     max_connections_per_address: int = Field(16_384, ge=1, description="lower it where no proxy is before it")
+    allowed_hosts: list[str] = Field([], description="host names (with port) to answer to; empty: all")
     tls: TlsConfig | None = Field(None, description="None: plain HTTP")
+    serve_proxy_port: int | None = Field(
+        None, ge=1, le=65535, description="also answer through Ray Serve's own proxy, slower; None: no proxy"
+    )
 
 
 class RedisConfig(Strict):

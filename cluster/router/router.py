@@ -33,6 +33,7 @@ class Router:
         self.view = view
         self._policy: RoutingPolicy = POLICIES[config.policy](config)
         self._fall_back_up = config.fall_back_up
+        self._known_options: dict[tuple[str, RequestKind, bool], list[Option]] = {}
 
     @classmethod
     def of(cls, config: ClusterConfig) -> Router:
@@ -45,13 +46,8 @@ class Router:
     def route(self, features: RequestFeatures) -> Decision:
         """Raises UnknownModel, InvalidRequest (unknown or contradicting tier), ContextLengthExceeded."""
         choice = self._choice(features)
-        options = self._options(choice.target, features.kind)
         climbs = features.model == AUTO and self._fall_back_up and features.kind is RequestKind.GENERATE
-        if climbs:
-            top = options[-1][0].tier
-            options += [
-                (pool, None) for tier in self.view.tiers_above(top) for pool in self.view.pools_of_tier(tier)
-            ]
+        options = self._options(choice.target, features.kind, climbs=climbs)
         fitting = [option for option in options if option[0].fits(features)] or _may_fit(features, options)
         if not fitting:
             raise _too_long(features, options)
@@ -93,8 +89,24 @@ class Router:
             return Choice(target=models[0] if models else AUTO, reason="embed")
         return self._policy.choose(features, self.view)
 
-    def _options(self, target: str, kind: RequestKind) -> list[Option]:
-        """All pools that serve the target, the cheapest first; at least one."""
+    def _options(self, target: str, kind: RequestKind, *, climbs: bool) -> list[Option]:
+        """All pools that serve the target, the cheapest first, then those of the tiers above it if it climbs;
+        at least one. Remembered: only names of this fleet get that far."""
+        asked = (target, kind, climbs)
+        options = self._known_options.get(asked)
+        if options is None:
+            options = self._serving(target, kind)
+            if climbs:
+                top = options[-1][0].tier
+                options += [
+                    (pool, None)
+                    for tier in self.view.tiers_above(top)
+                    for pool in self.view.pools_of_tier(tier)
+                ]
+            self._known_options[asked] = options
+        return options
+
+    def _serving(self, target: str, kind: RequestKind) -> list[Option]:
         view = self.view
         # A tier stands for its generating models, also when only tokens are counted.
         of_tier = RequestKind.EMBED if kind is RequestKind.EMBED else RequestKind.GENERATE

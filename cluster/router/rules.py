@@ -27,7 +27,10 @@ class RulesPolicy:
 
     def choose(self, features: RequestFeatures, view: FleetView) -> Choice:  # noqa: ARG002 (protocol)
         for conditions, choice in self._rules:
-            if all(condition(features) for condition in conditions):
+            for condition in conditions:
+                if not condition(features):
+                    break
+            else:
                 return choice
         return self._default
 

@@ -214,7 +214,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _packed(*command: str | int) -> bytes:
-    return hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows one element
+    return hiredis.pack_command(command)  # type: ignore[arg-type, no-any-return]  # its stub knows one element
 
 
 def _value(replies: list[Any]) -> Any:

@@ -4,10 +4,11 @@ placement."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import orjson
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, PoolConfig, SchedulerConfig
 from cluster.cost import MICRO_USD_PER_USD, SECONDS_PER_HOUR
 from cluster.tenants import ApiKey, BudgetWindow, KeyLimits, RateLimit, key_owner, tenant_owner, window_name
 from cluster.types import (
@@ -45,14 +46,47 @@ def rate_charge(bucket: str, cost: int, limit: RateLimit) -> RateCharge:
     return RateCharge(bucket, increment_us(cost, limit), limit.burst * MINUTE_US // limit.per_minute)
 
 
+@dataclass(frozen=True, slots=True)
+class _PoolTerms:
+    """What a pool costs to wait for, for calls of one class."""
+
+    delay_nano_usd_per_s: float
+    per_token_nano_usd: int
+    cold_nano_usd: int
+    prompt_tokens_per_s: float
+    output_tokens_per_s: float
+    slots: int
+
+    @classmethod
+    def of(cls, pool: PoolConfig, scheduler: SchedulerConfig, priority: PriorityClass) -> _PoolTerms:
+        usd_per_hour = getattr(scheduler.delay_usd_per_hour, priority.value)
+        delay_nano_usd_per_s = usd_per_hour * MICRO_USD_PER_USD * NANO_PER_MICRO / SECONDS_PER_HOUR
+        return cls(
+            delay_nano_usd_per_s=delay_nano_usd_per_s,
+            # At least 1: among equal replicas the one with fewer outstanding tokens is always the better one.
+            per_token_nano_usd=max(1, round(delay_nano_usd_per_s / pool.throughput.output_tokens_per_s)),
+            cold_nano_usd=round(max(1.0, delay_nano_usd_per_s) * scheduler.adapter_load_s),
+            prompt_tokens_per_s=pool.throughput.prompt_tokens_per_s,
+            output_tokens_per_s=pool.throughput.output_tokens_per_s,
+            slots=pool.max_concurrency,
+        )
+
+
 class AdmissionTerms:
     """One per gateway. Pure: the same call gives the same request."""
 
     def __init__(self, config: ClusterConfig, gateway: str, lease_ttl_ms: int) -> None:
-        self._config = config
         self._gateway = gateway
         self._lease_ttl_ms = lease_ttl_ms
         scheduler = config.scheduler
+        self._pools = {
+            (name, priority): _PoolTerms.of(pool, scheduler, priority)
+            for name, pool in config.pools.items()
+            for priority in PriorityClass
+        }
+        self._deadline_ms = int(config.gateway.request_timeout_s * 1000)
+        self._spill = config.router.spill
+        self._may_wait = scheduler.longest_queue > 0
         self._queue_terms = {
             priority: QueueTerms(
                 longest_queue=scheduler.longest_queue,
@@ -80,7 +114,6 @@ class AdmissionTerms:
         allowed = (wanted or PriorityClass.NORMAL, key.limits.highest_class, key.tenant_limits.highest_class)
         priority = max(allowed, key=_ORDER.__getitem__)
         tokens = features.tokens_at_most(decision.first.max_tokens)
-        scheduler = self._config.scheduler
         return AdmitRequest(
             request_id=request_id,
             step=0,
@@ -90,15 +123,15 @@ class AdmissionTerms:
             gateway=self._gateway,
             tenant=key.tenant,
             priority=priority,
-            deadline_ms=deadline_ms or int(self._config.gateway.request_timeout_s * 1000),
-            spill=self._config.router.spill,
+            deadline_ms=deadline_ms or self._deadline_ms,
+            spill=self._spill,
             placements=self.placements(decision.candidates, features, priority, affine_replica),
             rates=rate_charges(key, tokens),
             budgets=budget_lines(key, now_ms),
             hold_micro_usd=decision.hold_micro_usd,
             checked=bool(key.budgets),
             epoch_id=epoch_id if key.budgets else "",
-            queue=self._queue_terms[priority] if scheduler.longest_queue else None,
+            queue=self._queue_terms[priority] if self._may_wait else None,
             note=orjson.dumps(
                 {
                     "tenant": key.tenant,
@@ -133,29 +166,26 @@ class AdmissionTerms:
         priority: PriorityClass,
         affine_replica: AffineReplica,
     ) -> Placement:
-        pool = self._config.pools[candidate.pool]
-        usd_per_hour = getattr(self._config.scheduler.delay_usd_per_hour, priority.value)
-        delay_nano_usd_per_s = usd_per_hour * MICRO_USD_PER_USD * NANO_PER_MICRO / SECONDS_PER_HOUR
+        pool = self._pools[candidate.pool, priority]
         conversation = features.conversation
         affine = affine_replica(candidate.pool, conversation) if conversation else ""
         shared_tokens = features.shared_tokens_estimate
-        shared_s = shared_tokens / pool.throughput.prompt_tokens_per_s
+        shared_s = shared_tokens / pool.prompt_tokens_per_s
         saved_nano_usd = candidate.price.cost_micro_usd(shared_tokens, 0) * NANO_PER_MICRO
         service_s = (
-            features.prompt_tokens_estimate / pool.throughput.prompt_tokens_per_s
-            + candidate.max_tokens * features.sequences / pool.throughput.output_tokens_per_s
-        ) * pool.max_concurrency
+            features.prompt_tokens_estimate / pool.prompt_tokens_per_s
+            + candidate.max_tokens * features.sequences / pool.output_tokens_per_s
+        ) * pool.slots
         return Placement(
             base_nano_usd=candidate.estimated_cost_micro_usd * NANO_PER_MICRO,
-            # At least 1: among equal replicas the one with fewer outstanding tokens is always the better one.
-            per_token_nano_usd=max(1, round(delay_nano_usd_per_s / pool.throughput.output_tokens_per_s)),
-            cold_nano_usd=round(max(1.0, delay_nano_usd_per_s) * self._config.scheduler.adapter_load_s)
-            if candidate.adapter is not None
-            else 0,
+            per_token_nano_usd=pool.per_token_nano_usd,
+            cold_nano_usd=pool.cold_nano_usd if candidate.adapter is not None else 0,
             affine_replica=affine,
-            credit_nano_usd=max(1, saved_nano_usd + round(delay_nano_usd_per_s * shared_s)) if affine else 0,
+            credit_nano_usd=max(1, saved_nano_usd + round(pool.delay_nano_usd_per_s * shared_s))
+            if affine
+            else 0,
             service_us=max(1, round(service_s * 1e6)),
-            slots=pool.max_concurrency,
+            slots=pool.slots,
         )
 
 

@@ -60,7 +60,7 @@ _IDS = random.Random(secrets.randbits(256))  # noqa: S311
 """Ids are unique, not secret, and the system's own generator costs a system call each."""
 
 NOTHING = Usage(0, 0)
-"""What is owed for a call that no engine took."""
+"""What is owed for a call that no engine took; not the same as one that costs nothing."""
 
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
@@ -160,30 +160,26 @@ class Call:
         self.context.leases.release(self.request_id)
         self._read_usage()
         budgets = request.budget_names
-        if self._usage == NOTHING:
+        if self._usage is NOTHING:
             refunds = rate_refunds(self.key, request.tokens)
             self.context.settling.cancel(
                 SettleRequest(self.request_id, self._pools(), rates=refunds, budgets=budgets, cancelled=True)
             )
             return
-        cost = self.cost_micro_usd()
+        usage, candidate = self._usage, self._candidate()
+        cost, saved = self.cost_micro_usd(), self.saved_micro_usd()
         # The hold is an upper bound; should an engine report more, the budget still wins (Redis counts it).
         charged = min(cost, request.hold_micro_usd) if budgets else cost
         settle = SettleRequest(
             request_id=self.request_id,
             pools=self._pools(),
-            tier=self._candidate().tier,
+            tier=candidate.tier,
             cost_micro_usd=cost,
-            saved_micro_usd=self.saved_micro_usd(),
-            rates=rate_corrections(self.key, request.tokens, self._usage),
+            saved_micro_usd=saved,
+            rates=rate_corrections(self.key, request.tokens, usage),
             budgets=budgets,
         )
-        self.context.settling.settle(settle, self._ledger_entry(charged))
-
-    def _ledger_entry(self, charged_micro_usd: int) -> dict[str, Any]:
-        """The fields of a LedgerEntry."""
-        candidate = self._candidate()
-        return {
+        entry = {
             "request_id": self.request_id,
             "kind": "settled",
             "tenant": self.key.tenant,
@@ -191,15 +187,16 @@ class Call:
             "tier": candidate.tier,
             "pool": candidate.pool,
             "model": candidate.model,
-            "prompt_tokens": self._usage.prompt_tokens,
-            "output_tokens": self._usage.output_tokens,
-            "estimated": self._usage.estimated,
-            "cost_micro_usd": charged_micro_usd,
-            "saved_micro_usd": self.saved_micro_usd() + self.cost_micro_usd() - charged_micro_usd,
+            "prompt_tokens": usage.prompt_tokens,
+            "output_tokens": usage.output_tokens,
+            "estimated": usage.estimated,
+            "cost_micro_usd": charged,
+            "saved_micro_usd": saved + cost - charged,
             "engine_ms": round((time.monotonic() - self._granted_s) * 1000),
             "admitted_at_ms": self._admitted_ms,
             "settled_at_ms": CLOCK.now_ms(),
         }
+        self.context.settling.settle(settle, entry)
 
     # Telling.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ from deployments.gateway.http.message import Reply, Request
 from deployments.gateway.idempotency import IdempotentCall, idempotency_key
 from deployments.gateway.journal import JournalFull
 from deployments.gateway.pages import OPEN_ROUTES
+from deployments.gateway.schema_rate import SchemaRate
 
 logger = logging.getLogger("ray.serve")
 
@@ -71,6 +73,7 @@ class GatewayServer:
         self._idempotency_keys = idempotency_keys
         self._pepper = pepper
         self._pages = pages
+        self._schema_rate = SchemaRate()
         self._request_timeout_s = request_timeout_s
 
     async def handle(self, request: Request, reply: Reply) -> None:
@@ -119,6 +122,8 @@ class GatewayServer:
             )
         body = endpoint.parse(request.body)
         features = endpoint.features(body, request.header(b"x-sprat-tier"))
+        if features.schema_digest:
+            self._schema_rate.check(key.key_id, features.schema_digest, time.monotonic())
         return Call(
             context=self._context,
             key=key,

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from cluster.scheduler.redis_connection import connect
@@ -25,6 +27,17 @@ class Fleet:
     runtime: Runtime
     url: str
     key: str
+    proxy_url: str
+    """The route through Ray Serve's proxy."""
+
+    def gateways(self) -> set[int]:
+        """Processes that listen on the port of `url`."""
+        port = urlsplit(self.url).port
+        return {
+            each.pid
+            for each in psutil.net_connections("tcp")
+            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid
+        }
 
     def replicas(self, pool: str) -> list[ReplicaState]:
         async def ask() -> list[ReplicaState]:
@@ -78,7 +91,8 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
-    """Two simulated pools: two replicas on the cheap node, one on the big one. No fallbacks: pinned."""
+    """Two gateways on one port, also behind Serve's proxy; two simulated pools: two replicas on the cheap
+    node, one on the big one. No fallbacks: pinned."""
     from ray import serve
 
     from deployments import app
@@ -89,10 +103,12 @@ def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fl
         await client.aclose()
 
     asyncio.run(empty())
-    port = free_port()
+    port, proxy_port = free_port(), free_port()
     config = config_of(
         simulated(
             gateway__port=port,
+            gateway__replicas=2,
+            gateway__serve_proxy_port=proxy_port,
             pools__specialist__replicas=2,
             pools__specialist__simulated={
                 "base_ttft_ms": 1,
@@ -114,8 +130,14 @@ def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fl
     key = KeyStore(open_store(runtime.store_url), PEPPER).create("tenant", "test")
     for _ in app.deploy(runtime, app.ray_nodes()):
         pass
-    running = Fleet(runtime, f"http://127.0.0.1:{port}/v1", key)
+    running = Fleet(
+        runtime, f"http://127.0.0.1:{port}/v1", key, proxy_url=f"http://127.0.0.1:{proxy_port}/v1"
+    )
     running.wait_for("specialist", 2)
     running.wait_for("reserve", 1)
+    deadline = time.monotonic() + 30
+    while len(running.gateways()) < 2:
+        assert time.monotonic() < deadline, "two gateways should listen"
+        time.sleep(0.2)
     yield running
     serve.shutdown()

@@ -9,8 +9,10 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
+import psutil
 import pytest
 
 from deployments import app
@@ -146,6 +148,35 @@ def test_a_replica_killed_before_the_first_byte_is_retried_elsewhere(fleet: Flee
     fleet.wait_for("specialist", 2, without=busy[0])
 
 
+def test_two_gateways_share_one_port(fleet: Fleet) -> None:
+    """The kernel spreads connections over them; both know every replica and every key."""
+    assert len(fleet.gateways()) == 2
+    for _ in range(20):
+        with client(fleet) as openai_client:
+            openai_client.chat.completions.create(model="small", messages=HELLO, max_tokens=1)
+
+
+def test_the_route_through_serves_proxy(fleet: Fleet) -> None:
+    with openai.OpenAI(base_url=fleet.proxy_url, api_key=fleet.key, max_retries=0) as by_proxy:
+        whole = by_proxy.chat.completions.with_raw_response.create(
+            model="small", messages=HELLO, max_tokens=3
+        )
+        chunks = list(
+            by_proxy.chat.completions.create(model="small", messages=HELLO, max_tokens=50, stream=True)
+        )
+        stream = by_proxy.chat.completions.create(model="small", messages=HELLO, max_tokens=200, stream=True)
+        next(iter(stream))
+        stream.close()
+    assert whole.headers["x-sprat-tier"] == "small"
+    assert len([each for each in chunks if each.choices and each.choices[0].delta.content]) == 50
+    until_no_lease(fleet)
+    with (
+        pytest.raises(openai.AuthenticationError),
+        openai.OpenAI(base_url=fleet.proxy_url, api_key="sk-wrong", max_retries=0) as stranger,
+    ):
+        stranger.models.list()
+
+
 def test_a_client_that_leaves_frees_its_lease(fleet: Fleet) -> None:
     with client(fleet) as openai_client:
         stream = openai_client.chat.completions.create(
@@ -159,32 +190,28 @@ def test_a_client_that_leaves_frees_its_lease(fleet: Fleet) -> None:
 
 
 def test_a_gateway_killed_in_mid_call_is_reaped_and_comes_back(fleet: Fleet) -> None:
-    """Its leases are not renewed; whoever ticks next ends them."""
-    import psutil
-
+    """Its leases are not renewed; the other gateway ends them."""
     with client(fleet) as openai_client:
         stream = openai_client.chat.completions.create(
             model="small", messages=HELLO, max_tokens=200, stream=True
         )
         next(iter(stream))
-        port = int(fleet.url.split(":")[2].split("/")[0])
-        gateway = next(
+        port = urlsplit(fleet.url).port
+        before = fleet.gateways()
+        busy = next(
             each.pid
             for each in psutil.net_connections("tcp")
-            if each.status == "LISTEN" and each.laddr.port == port and each.pid
+            if each.status == "ESTABLISHED" and each.pid in before and each.laddr.port == port
         )
-        os.kill(gateway, signal.SIGKILL)
+        os.kill(busy, signal.SIGKILL)
         with pytest.raises((openai.APIError, Exception)):
             for _ in stream:
                 pass
 
+    with client(fleet) as openai_client:
+        assert openai_client.models.list().data, "the other gateway answers"
     until_no_lease(fleet, within_s=40)
     deadline = time.monotonic() + 30
-    while True:
-        try:
-            with client(fleet) as openai_client:
-                assert openai_client.models.list().data
-            break
-        except openai.APIConnectionError:
-            assert time.monotonic() < deadline, "Serve did not start the gateway again"
-            time.sleep(0.5)
+    while len(fleet.gateways() - {busy}) < 2:
+        assert time.monotonic() < deadline, "Serve did not start the gateway again"
+        time.sleep(0.5)

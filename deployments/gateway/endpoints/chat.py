@@ -10,12 +10,14 @@ from deployments.gateway.endpoints.checks import (
     Check,
     boolean,
     bounded,
-    closed,
+    described,
     fail,
     integer,
     list_of,
+    object_of,
     one_of,
     only_empty,
+    schema_of,
     string,
     symbol,
     text,
@@ -29,7 +31,7 @@ from deployments.gateway.endpoints.generation import (
 )
 from deployments.gateway.endpoints.openai_stream import OpenAiStream, usage_of_answer
 from deployments.gateway.endpoints.tolerated import CHAT as TOLERATED
-from deployments.gateway.endpoints.tools import MAX_TOOLS, chat_tool_choice, chat_tools
+from deployments.gateway.endpoints.tools import FUNCTION, MAX_TOOLS, chat_tool_choice, chat_tools
 
 MAX_MESSAGES = 2048
 LITELLM_NOTES = "provider_specific_fields"
@@ -37,7 +39,7 @@ LITELLM_NOTES = "provider_specific_fields"
 
 
 def chat_body(raw: bytes) -> dict[str, Any]:
-    body = generation_body(raw, CHAT_FIELDS, ("model", "messages"))
+    body = generation_body(raw, CHAT_FIELDS, CHAT_REQUIRED)
     if body.get("tool_choice") not in (None, "none") and not body.get("tools"):
         raise InvalidRequest("tool_choice needs tools.", param="tool_choice", code="invalid_value")
     if body.get("top_logprobs") and not body.get("logprobs"):
@@ -47,13 +49,9 @@ def chat_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def messages(value: Any, name: str) -> None:
-    _MESSAGES(value, name)
-
-
 def _message(value: Any, name: str) -> None:
-    closed(value, name, _MESSAGE_FIELDS, ("role",))
-    if value.get("content") is None and not (value["role"] == "assistant"):
+    _MESSAGE(value, name)
+    if value.get("content") is None and value["role"] != "assistant":
         raise fail(f"{name}.content", "a string or a list of text parts", "invalid_type")
 
 
@@ -73,36 +71,40 @@ def _content(value: Any, name: str) -> None:
             )
 
 
-def _tool_call(value: Any, name: str) -> None:
-    closed(
-        value,
-        name,
-        {"id": text(512), "type": one_of("function"), "function": _called, "index": integer(0, MAX_TOOLS)},
-        ("function",),
-    )
+_PART = object_of({"type": one_of("text"), "text": string}, ("type", "text"))
+_CALL = object_of(
+    {
+        "id": text(512),
+        "type": FUNCTION,
+        "function": object_of({"name": symbol, "arguments": string}, ("name",)),
+        "index": integer(0, MAX_TOOLS),
+    },
+    ("function",),
+)
+_MESSAGE = object_of(
+    {
+        "role": one_of("system", "developer", "user", "assistant", "tool"),
+        "content": described(
+            _content,
+            {"anyOf": [schema_of(string), {"type": "array", "items": schema_of(_PART), "minItems": 1}]},
+        ),
+        "name": text(512),
+        "tool_call_id": text(512),
+        "tool_calls": list_of(_CALL, 0, MAX_TOOLS),
+        "refusal": string,
+        # Clients send the answer back as they got it, with all that an engine leaves empty or null in it.
+        "reasoning": string,
+        "reasoning_content": string,
+        "annotations": only_empty,
+        "audio": only_empty,
+        "function_call": only_empty,
+        LITELLM_NOTES: bounded(64 * 1024, 8),
+    },
+    ("role",),
+)
+messages = list_of(described(_message, schema_of(_MESSAGE)), 1, MAX_MESSAGES)
 
-
-def _called(value: Any, name: str) -> None:
-    closed(value, name, {"name": symbol, "arguments": string}, ("name",))
-
-
-_MESSAGE_FIELDS: dict[str, Check] = {
-    "role": one_of("system", "developer", "user", "assistant", "tool"),
-    "content": _content,
-    "name": text(512),
-    "tool_call_id": text(512),
-    "tool_calls": list_of(_tool_call, 0, MAX_TOOLS),
-    "refusal": string,
-    # Clients send the answer back as they got it, with all that an engine leaves empty or null in it.
-    "reasoning": string,
-    "reasoning_content": string,
-    "annotations": only_empty,
-    "audio": only_empty,
-    "function_call": only_empty,
-    LITELLM_NOTES: bounded(64 * 1024, 8),
-}
-_MESSAGES = list_of(_message, 1, MAX_MESSAGES)
-
+CHAT_REQUIRED = ("model", "messages")
 CHAT_FIELDS: dict[str, Check] = (
     SAMPLING_FIELDS
     | TOLERATED
@@ -121,6 +123,8 @@ CHAT_FIELDS: dict[str, Check] = (
 
 CHAT = Endpoint(
     path="/v1/chat/completions",
+    fields=CHAT_FIELDS,
+    required=CHAT_REQUIRED,
     parse=chat_body,
     features=chat_features,
     engine_body=engine_body,

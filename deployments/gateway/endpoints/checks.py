@@ -1,6 +1,7 @@
 """What the fields of a request body may hold. A check raises InvalidRequest that names the field.
 
-Caps are those of the threat model (THREATS.md rows 2 to 10). A field that is null counts as absent.
+Caps are those of the threat model (THREATS.md rows 2 to 10). A field that is null counts as absent. Beside
+each check stands the JSON schema that says the same to readers of the API's description (`schema_of`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,36 @@ from cluster.errors import InvalidRequest
 Check = Callable[[Any, str], None]
 """Of a value and the name under which an error speaks of it. The value is not null."""
 
+Schema = dict[str, Any]
+
 MAX_JSON_DEPTH = 32
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+
+
+_SCHEMAS: dict[Check, Schema] = {}
+
+
+def described(check: Check, schema: Schema) -> Check:
+    """The check, with the schema of what it lets pass (all that, perhaps more)."""
+    _SCHEMAS[check] = schema
+    return check
+
+
+def schema_of(check: Check) -> Schema:
+    """`{}`, which is anything, for a check that nobody described."""
+    return _SCHEMAS.get(check, {})
+
+
+def object_schema(fields: Mapping[str, Check], required: tuple[str, ...]) -> Schema:
+    return {
+        "type": "object",
+        "properties": {
+            name: schema_of(check) if name in required else {"anyOf": [schema_of(check), {"type": "null"}]}
+            for name, check in fields.items()
+        },
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
 def closed_object(raw: bytes, fields: Mapping[str, Check], required: tuple[str, ...]) -> dict[str, Any]:
@@ -48,21 +77,44 @@ def closed_object(raw: bytes, fields: Mapping[str, Check], required: tuple[str, 
     return body
 
 
-def closed(value: Any, name: str, fields: Mapping[str, Check], required: tuple[str, ...] = ()) -> None:
+def object_of(fields: Mapping[str, Check], required: tuple[str, ...] = ()) -> Check:
     """As `closed_object`, for an object inside the body."""
-    if not isinstance(value, dict):
-        raise fail(name, "an object", "invalid_type")
-    for each in required:
-        if value.get(each) is None:
-            raise InvalidRequest(f"{name}.{each} is required.", param=name, code="missing_required_parameter")
-    for field, held in value.items():
-        check = fields.get(field)
-        if check is None:
-            raise InvalidRequest(
-                f"{name}.{field[:64]} is not supported here.", param=name, code="unknown_parameter"
-            )
-        if held is not None:
-            check(held, f"{name}.{field}")
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, dict):
+            raise fail(name, "an object", "invalid_type")
+        for each in required:
+            if value.get(each) is None:
+                raise InvalidRequest(
+                    f"{name}.{each} is required.", param=name, code="missing_required_parameter"
+                )
+        for field, held in value.items():
+            check_field = fields.get(field)
+            if check_field is None:
+                raise InvalidRequest(
+                    f"{name}.{field[:64]} is not supported here.", param=name, code="unknown_parameter"
+                )
+            if held is not None:
+                check_field(held, f"{name}.{field}")
+
+    return described(check, object_schema(fields, required))
+
+
+def either(one: Check, other: Check, use_other: Callable[[Any], bool]) -> Check:
+    """`other` for values of which `use_other` is true."""
+
+    def check(value: Any, name: str) -> None:
+        (other if use_other(value) else one)(value, name)
+
+    return described(check, {"anyOf": [schema_of(one), schema_of(other)]})
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def fail(name: str, expected: str, code: str = "invalid_value") -> InvalidRequest:
@@ -75,7 +127,7 @@ def text(max_length: int) -> Check:
         if not isinstance(value, str) or not value or len(value) > max_length:
             raise fail(name, f"a string of 1 to {max_length} characters")
 
-    return check
+    return described(check, {"type": "string", "minLength": 1, "maxLength": max_length})
 
 
 def string(value: Any, name: str) -> None:
@@ -95,7 +147,7 @@ def one_of(*options: str) -> Check:
         if value not in options:
             raise fail(name, f"{', '.join(options[:-1])} or {options[-1]}" if options[1:] else options[0])
 
-    return check
+    return described(check, {"enum": list(options)})
 
 
 def number(low: float, high: float) -> Check:
@@ -105,7 +157,7 @@ def number(low: float, high: float) -> Check:
         if not low <= value <= high:
             raise fail(name, f"between {low:g} and {high:g}")
 
-    return check
+    return described(check, {"type": "number", "minimum": low, "maximum": high})
 
 
 def integer(low: int, high: int) -> Check:
@@ -115,7 +167,7 @@ def integer(low: int, high: int) -> Check:
         if not low <= value <= high:
             raise fail(name, f"between {low} and {high}")
 
-    return check
+    return described(check, {"type": "integer", "minimum": low, "maximum": high})
 
 
 def boolean(value: Any, name: str) -> None:
@@ -141,7 +193,9 @@ def list_of(check: Check, low: int, high: int) -> Check:
         for index, each in enumerate(value):
             check(each, f"{name}[{index}]")
 
-    return check_all
+    return described(
+        check_all, {"type": "array", "items": schema_of(check), "minItems": low, "maxItems": high}
+    )
 
 
 def metadata(value: Any, name: str) -> None:
@@ -169,3 +223,19 @@ def deeper_than(value: Any, levels: int) -> bool:
         return True
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(isinstance(child, (dict, list)) and deeper_than(child, levels - 1) for child in children)
+
+
+described(string, {"type": "string"})
+described(symbol, {"type": "string", "pattern": f"^{NAME.pattern}$"})
+described(boolean, {"type": "boolean"})
+described(only_false, {"const": False})
+described(only_empty, {"enum": ["", []]})
+described(
+    metadata,
+    {
+        "type": "object",
+        "additionalProperties": {"type": "string", "maxLength": 512},
+        "propertyNames": {"maxLength": 64},
+        "maxProperties": 16,
+    },
+)

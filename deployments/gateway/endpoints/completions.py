@@ -21,9 +21,10 @@ ANY_LENGTH = 2**31
 
 
 def completion_body(raw: bytes) -> dict[str, Any]:
-    return generation_body(raw, COMPLETION_FIELDS, ("model", "prompt"))
+    return generation_body(raw, COMPLETION_FIELDS, COMPLETION_REQUIRED)
 
 
+COMPLETION_REQUIRED = ("model", "prompt")
 COMPLETION_FIELDS: dict[str, Check] = SAMPLING_FIELDS | {
     "prompt": text_or_list_of_texts(ANY_LENGTH, MAX_SEQUENCES),
     "logprobs": integer(0, 20),
@@ -32,6 +33,8 @@ COMPLETION_FIELDS: dict[str, Check] = SAMPLING_FIELDS | {
 
 COMPLETIONS = Endpoint(
     path="/v1/completions",
+    fields=COMPLETION_FIELDS,
+    required=COMPLETION_REQUIRED,
     parse=completion_body,
     features=completion_features,
     engine_body=engine_body,

@@ -9,7 +9,15 @@ import orjson
 from cluster.errors import InvalidRequest
 from cluster.router.features import embedding_features
 from cluster.types import Candidate
-from deployments.gateway.endpoints.checks import Check, closed_object, integer, one_of, text
+from deployments.gateway.endpoints.checks import (
+    Check,
+    closed_object,
+    described,
+    integer,
+    one_of,
+    schema_of,
+    text,
+)
 from deployments.gateway.endpoints.endpoint import Body, Endpoint
 from deployments.gateway.endpoints.generation import passed_on, text_or_list_of_texts
 from deployments.gateway.endpoints.openai_stream import usage_of_answer
@@ -20,7 +28,7 @@ ANY_LENGTH = 2**31
 
 
 def embedding_body(raw: bytes) -> dict[str, Any]:
-    return closed_object(raw, EMBEDDING_FIELDS, ("model", "input"))
+    return closed_object(raw, EMBEDDING_FIELDS, EMBEDDING_REQUIRED)
 
 
 def _input(value: Any, name: str) -> None:
@@ -40,11 +48,12 @@ def _engine_body(body: Body, candidate: Candidate, cache_salt: str) -> bytes:
 
 _TEXTS = text_or_list_of_texts(ANY_LENGTH, MAX_INPUTS)
 
+EMBEDDING_REQUIRED = ("model", "input")
 EMBEDDING_FIELDS: dict[str, Check] = {
     **ROUTING,
     **CALLER,
     "model": text(128),
-    "input": _input,
+    "input": described(_input, schema_of(_TEXTS)),
     "dimensions": integer(1, 65_536),  # the engine refuses it for models that were not trained for it
     "encoding_format": one_of("float", "base64"),
 }
@@ -52,6 +61,8 @@ _LEFT_OUT = ROUTING.keys() | CALLER.keys()
 
 EMBEDDINGS = Endpoint(
     path="/v1/embeddings",
+    fields=EMBEDDING_FIELDS,
+    required=EMBEDDING_REQUIRED,
     parse=embedding_body,
     features=embedding_features,
     engine_body=_engine_body,

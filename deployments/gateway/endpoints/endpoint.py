@@ -47,6 +47,11 @@ class Endpoint:
     streamed."""
 
     path: str
+    fields: Mapping[str, Callable[[Any, str], None]]
+    """What a body may hold, each with its check; `required` of them must be there. For the description of
+    the API: `parse` uses the same tables."""
+
+    required: tuple[str, ...]
     parse: Callable[[bytes], dict[str, Any]]
     features: Callable[[Body, str | None], RequestFeatures]
     """From the checked body and the header `x-sprat-tier`."""

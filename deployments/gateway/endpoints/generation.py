@@ -12,13 +12,17 @@ from cluster.types import Candidate
 from deployments.gateway.endpoints.checks import (
     Check,
     boolean,
-    closed,
     closed_object,
+    described,
+    either,
     fail,
     integer,
+    is_list,
     list_of,
     number,
+    object_of,
     one_of,
+    schema_of,
     string,
     symbol,
     text,
@@ -75,36 +79,22 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
 
 
 def text_or_list_of_texts(max_length: int, max_count: int) -> Check:
-    one, many = text(max_length), list_of(text(max_length), 1, max_count)
-
-    def check(value: Any, name: str) -> None:
-        (many if isinstance(value, list) else one)(value, name)
-
-    return check
-
-
-def _stream_options(value: Any, name: str) -> None:
-    closed(value, name, {"include_usage": boolean, "include_obfuscation": boolean})
+    return either(text(max_length), list_of(text(max_length), 1, max_count), is_list)
 
 
 def _logit_bias(value: Any, name: str) -> None:
     if not isinstance(value, dict) or len(value) > 1024:
         raise fail(name, "an object of at most 1024 token ids")
-    bias = number(-100, 100)
     for key, each in value.items():
         if not (key.isascii() and key.isdecimal() and len(key) <= 10):
             raise fail(name, "an object whose keys are token ids")
-        bias(each, name)
+        _BIAS(each, name)
 
 
 def _response_format(value: Any, name: str) -> None:
-    closed(value, name, {"type": _FORMATS, "json_schema": _named_schema}, ("type",))
+    _FORMAT(value, name)
     if (value["type"] == "json_schema") != (value.get("json_schema") is not None):
         raise fail(f"{name}.json_schema", "given with type json_schema, and only then")
-
-
-def _named_schema(value: Any, name: str) -> None:
-    closed(value, name, _NAMED_SCHEMA, ("name", "schema"))
 
 
 def _check_token_bounds(body: Mapping[str, Any]) -> None:
@@ -116,13 +106,13 @@ def _check_token_bounds(body: Mapping[str, Any]) -> None:
         )
 
 
-_FORMATS = one_of("text", "json_object", "json_schema")
-_NAMED_SCHEMA: dict[str, Check] = {
-    "name": symbol,
-    "description": string,
-    "schema": json_schema,
-    "strict": boolean,
-}
+_BIAS = number(-100, 100)
+_NAMED_SCHEMA = object_of(
+    {"name": symbol, "description": string, "schema": json_schema, "strict": boolean}, ("name", "schema")
+)
+_FORMAT = object_of(
+    {"type": one_of("text", "json_object", "json_schema"), "json_schema": _NAMED_SCHEMA}, ("type",)
+)
 
 SAMPLING_FIELDS: dict[str, Check] = OPENAI | {
     "model": text(128),
@@ -139,13 +129,21 @@ SAMPLING_FIELDS: dict[str, Check] = OPENAI | {
     "bad_words": list_of(text(128), 0, 1000),
     "ignore_eos": boolean,  # load tests ask for exact lengths; the limit holds all the same
     "stream": boolean,
-    "stream_options": _stream_options,
+    "stream_options": object_of({"include_usage": boolean, "include_obfuscation": boolean}),
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
     "repetition_penalty": number(0.01, 10),
     "seed": integer(-(2**63), 2**63 - 1),
-    "logit_bias": _logit_bias,
-    "response_format": _response_format,
+    "logit_bias": described(
+        _logit_bias,
+        {
+            "type": "object",
+            "maxProperties": 1024,
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": schema_of(_BIAS),
+        },
+    ),
+    "response_format": described(_response_format, schema_of(_FORMAT)),
 }
 
 _LEFT_OUT = OURS | OPENAI.keys() | {"modalities"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.errors import InvalidRequest
-from deployments.gateway.endpoints.checks import bounded, fail
+from deployments.gateway.endpoints.checks import bounded, described, fail
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 16
@@ -90,3 +90,6 @@ def _repeats(schema: dict[str, Any], name: str) -> None:
                 param=name,
                 code="invalid_value",
             )
+
+
+described(json_schema, {"type": "object"})

@@ -14,14 +14,17 @@ from deployments.gateway.endpoints.checks import (
     Check,
     boolean,
     bounded,
-    closed,
     closed_object,
+    described,
+    either,
     fail,
     integer,
     list_of,
     number,
+    object_of,
     one_of,
     only_empty,
+    schema_of,
     string,
     symbol,
     text,
@@ -51,11 +54,11 @@ ERROR_TYPES = {
 
 
 def message_body(raw: bytes) -> dict[str, Any]:
-    return _checked(closed_object(raw, MESSAGE_FIELDS, ("model", "messages", "max_tokens")))
+    return _checked(closed_object(raw, MESSAGE_FIELDS, MESSAGE_REQUIRED))
 
 
 def count_body(raw: bytes) -> dict[str, Any]:
-    return _checked(closed_object(raw, COUNT_FIELDS, ("model", "messages")))
+    return _checked(closed_object(raw, COUNT_FIELDS, COUNT_REQUIRED))
 
 
 def anthropic_error(error: SpratError) -> dict[str, Any]:
@@ -101,30 +104,12 @@ def _error_event(error: SpratError) -> bytes:
     return b"event: error\ndata: " + orjson.dumps(anthropic_error(error)) + b"\n\n"
 
 
-def _message(value: Any, name: str) -> None:
-    closed(value, name, {"role": one_of("user", "assistant"), "content": _content}, ("role", "content"))
-
-
-def _content(value: Any, name: str) -> None:
-    if not isinstance(value, str):
-        _BLOCKS(value, name)
-
-
 def _block(value: Any, name: str) -> None:
     kind = value.get("type") if isinstance(value, dict) else None
-    fields = _BLOCK_KINDS.get(kind) if isinstance(kind, str) else None
-    if fields is None:
+    check = _BLOCK_KINDS.get(kind) if isinstance(kind, str) else None
+    if check is None:
         raise fail(f"{name}.type", f"one of {', '.join(_BLOCK_KINDS)}: only text is read here")
-    closed(value, name, fields, _REQUIRED[str(kind)])
-
-
-def _system(value: Any, name: str) -> None:
-    if not isinstance(value, str):
-        _TEXT_BLOCKS(value, name)
-
-
-def _text_block(value: Any, name: str) -> None:
-    closed(value, name, _BLOCK_KINDS["text"], _REQUIRED["text"])
+    check(value, name)
 
 
 def _object(value: Any, name: str) -> None:
@@ -133,69 +118,77 @@ def _object(value: Any, name: str) -> None:
     _ARGUMENTS(value, name)
 
 
-def _output_config(value: Any, name: str) -> None:
-    efforts = one_of("low", "medium", "high", "xhigh", "max")
-    closed(value, name, {"format": _format, "effort": efforts})
-
-
-def _format(value: Any, name: str) -> None:
-    closed(value, name, {"type": one_of("json_schema"), "schema": json_schema}, ("type", "schema"))
-
-
-def _thinking(value: Any, name: str) -> None:
-    fields: dict[str, Check] = {
-        "type": one_of("enabled", "disabled", "adaptive"),
-        "budget_tokens": integer(1024, MAX_OUTPUT_TOKENS),
-        "display": one_of("summarized", "omitted"),
-    }
-    closed(value, name, fields, ("type",))
+def _no_string(value: Any) -> bool:
+    return not isinstance(value, str)
 
 
 _ARGUMENTS = bounded(2**20, 24)
-_BLOCKS = list_of(_block, 0, MAX_BLOCKS)
-_TEXT_BLOCKS = list_of(_text_block, 0, MAX_BLOCKS)
-_BLOCK_KINDS: dict[str, dict[str, Check]] = {
-    "text": {
-        "type": one_of("text"),
-        "text": string,
-        "citations": only_empty,
-        "cache_control": cache_control,
-    },
-    "tool_use": {
-        "type": one_of("tool_use"),
-        "id": text(512),
-        "name": symbol,
-        "input": _object,
-        "caller": bounded(1024, 4),  # {type: direct}: who called, of which there is one
-        "cache_control": cache_control,
-    },
-    "tool_result": {
-        "type": one_of("tool_result"),
-        "tool_use_id": text(512),
-        "content": _system,
-        "is_error": boolean,
-        "cache_control": cache_control,
-    },
+_TEXT = object_of(
+    {"type": one_of("text"), "text": string, "citations": only_empty, "cache_control": cache_control},
+    ("type", "text"),
+)
+_TEXTS = either(string, list_of(_TEXT, 0, MAX_BLOCKS), _no_string)
+_BLOCK_KINDS: dict[str, Check] = {
+    "text": _TEXT,
+    "tool_use": object_of(
+        {
+            "type": one_of("tool_use"),
+            "id": text(512),
+            "name": symbol,
+            "input": described(_object, {"type": "object"}),
+            "caller": bounded(1024, 4),  # {type: direct}: who called, of which there is one
+            "cache_control": cache_control,
+        },
+        ("type", "id", "name", "input"),
+    ),
+    "tool_result": object_of(
+        {
+            "type": one_of("tool_result"),
+            "tool_use_id": text(512),
+            "content": _TEXTS,
+            "is_error": boolean,
+            "cache_control": cache_control,
+        },
+        ("type", "tool_use_id"),
+    ),
     # Thoughts of an answer that comes back in the next question.
-    "thinking": {"type": one_of("thinking"), "thinking": string, "signature": string},
-    "redacted_thinking": {"type": one_of("redacted_thinking"), "data": string},
+    "thinking": object_of(
+        {"type": one_of("thinking"), "thinking": string, "signature": string}, ("type", "thinking")
+    ),
+    "redacted_thinking": object_of({"type": one_of("redacted_thinking"), "data": string}, ("type", "data")),
 }
-_REQUIRED: dict[str, tuple[str, ...]] = {
-    "text": ("text",),
-    "tool_use": ("id", "name", "input"),
-    "tool_result": ("tool_use_id",),
-    "thinking": ("thinking",),
-    "redacted_thinking": ("data",),
-}
+_BLOCKS = list_of(
+    described(_block, {"anyOf": [schema_of(each) for each in _BLOCK_KINDS.values()]}), 0, MAX_BLOCKS
+)
+_MESSAGE = object_of(
+    {"role": one_of("user", "assistant"), "content": either(string, _BLOCKS, _no_string)},
+    ("role", "content"),
+)
+_OUTPUT_CONFIG = object_of(
+    {
+        "format": object_of({"type": one_of("json_schema"), "schema": json_schema}, ("type", "schema")),
+        "effort": one_of("low", "medium", "high", "xhigh", "max"),
+    }
+)
+_THINKING = object_of(
+    {
+        "type": one_of("enabled", "disabled", "adaptive"),
+        "budget_tokens": integer(1024, MAX_OUTPUT_TOKENS),
+        "display": one_of("summarized", "omitted"),
+    },
+    ("type",),
+)
 
+COUNT_REQUIRED = ("model", "messages")
+MESSAGE_REQUIRED = ("model", "messages", "max_tokens")
 COUNT_FIELDS: dict[str, Check] = TOLERATED | {
     "model": text(128),
-    "messages": list_of(_message, 1, MAX_MESSAGES),
-    "system": _system,
+    "messages": list_of(_MESSAGE, 1, MAX_MESSAGES),
+    "system": _TEXTS,
     "tools": anthropic_tools,
     "tool_choice": anthropic_tool_choice,
-    "output_config": _output_config,
-    "thinking": _thinking,
+    "output_config": _OUTPUT_CONFIG,
+    "thinking": _THINKING,
 }
 MESSAGE_FIELDS: dict[str, Check] = COUNT_FIELDS | {
     "max_tokens": integer(1, MAX_OUTPUT_TOKENS),
@@ -216,6 +209,8 @@ NAMES = EventNames(
 
 MESSAGES = Endpoint(
     path="/v1/messages",
+    fields=MESSAGE_FIELDS,
+    required=MESSAGE_REQUIRED,
     parse=message_body,
     features=message_features,
     engine_body=_engine_body,
@@ -226,6 +221,8 @@ MESSAGES = Endpoint(
 )
 COUNT_TOKENS = Endpoint(
     path="/v1/messages/count_tokens",
+    fields=COUNT_FIELDS,
+    required=COUNT_REQUIRED,
     parse=count_body,
     features=count_features,
     engine_body=_count_engine_body,

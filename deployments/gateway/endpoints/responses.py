@@ -19,14 +19,17 @@ from deployments.gateway.endpoints.checks import (
     Check,
     boolean,
     bounded,
-    closed,
     closed_object,
+    described,
+    either,
     fail,
     integer,
     list_of,
     number,
+    object_of,
     one_of,
     only_empty,
+    schema_of,
     string,
     symbol,
     text,
@@ -43,7 +46,7 @@ SOME_JSON = bounded(2**20, 16)
 
 
 def response_body(raw: bytes) -> dict[str, Any]:
-    body = closed_object(raw, RESPONSE_FIELDS, ("model", "input"))
+    body = closed_object(raw, RESPONSE_FIELDS, RESPONSE_REQUIRED)
     if body.get("tool_choice") not in (None, "none", "auto") and not body.get("tools"):
         raise InvalidRequest("tool_choice needs tools.", param="tool_choice", code="invalid_value")
     return body
@@ -86,72 +89,49 @@ def _stateless(what: str) -> Check:
             f"{name} is not supported here: {what}", param=name, code="unsupported_parameter"
         )
 
-    return check
-
-
-def _input(value: Any, name: str) -> None:
-    if isinstance(value, str) and value:
-        return
-    if not isinstance(value, list):
-        raise fail(name, "a non-empty string or a list of items", "invalid_type")
-    _ITEMS(value, name)
+    return described(check, {"type": "null"})
 
 
 def _item(value: Any, name: str) -> None:
     kind = (value.get("type") or "message") if isinstance(value, dict) else None
-    fields = _ITEM_KINDS.get(kind) if isinstance(kind, str) else None
-    if fields is None:
+    check = _ITEM_KINDS.get(kind) if isinstance(kind, str) else None
+    if check is None:
         raise fail(
             f"{name}.type", f"one of {', '.join(_ITEM_KINDS)}: nothing is stored, and only text is read"
         )
-    closed(value, name, fields[0], fields[1])
-
-
-def _content(value: Any, name: str) -> None:
-    if not isinstance(value, str):
-        _PARTS(value, name)
-
-
-def _part(value: Any, name: str) -> None:
-    closed(value, name, _PART_FIELDS, ("type", "text"))
-
-
-def _text_config(value: Any, name: str) -> None:
-    closed(value, name, {"format": _format, "verbosity": one_of("medium")})
+    check(value, name)
 
 
 def _format(value: Any, name: str) -> None:
-    closed(value, name, _FORMAT_FIELDS, ("type",))
+    _FORMAT(value, name)
     if value["type"] == "json_schema" and (value.get("schema") is None or value.get("name") is None):
         raise fail(name, "given with name and schema where its type is json_schema")
 
 
-def _reasoning(value: Any, name: str) -> None:
-    efforts = one_of("none", "minimal", "low", "medium", "high", "xhigh")
-    closed(value, name, {"effort": efforts, "summary": one_of("auto")})
-
-
-_PART_FIELDS: dict[str, Check] = {
-    "type": one_of("input_text", "output_text"),
-    "text": string,
-    "annotations": only_empty,
-    "logprobs": SOME_JSON,
-}
-_PARTS = list_of(_part, 0, MAX_ITEMS)
+_PART = object_of(
+    {
+        "type": one_of("input_text", "output_text"),
+        "text": string,
+        "annotations": only_empty,
+        "logprobs": SOME_JSON,
+    },
+    ("type", "text"),
+)
+_CONTENT = either(string, list_of(_PART, 0, MAX_ITEMS), lambda value: not isinstance(value, str))
 _STATUS = one_of("in_progress", "completed", "incomplete")
-_ITEM_KINDS: dict[str, tuple[dict[str, Check], tuple[str, ...]]] = {
-    "message": (
+_ITEM_KINDS: dict[str, Check] = {
+    "message": object_of(
         {
             "type": one_of("message"),
             "role": one_of("user", "assistant", "system", "developer"),
-            "content": _content,
+            "content": _CONTENT,
             "id": text(512),
             "status": _STATUS,
             "phase": one_of("commentary", "final_answer"),
         },
         ("role", "content"),
     ),
-    "function_call": (
+    "function_call": object_of(
         {
             "type": one_of("function_call"),
             "id": text(512),
@@ -163,20 +143,21 @@ _ITEM_KINDS: dict[str, tuple[dict[str, Check], tuple[str, ...]]] = {
             "caller": only_empty,
             "namespace": only_empty,
             "async": only_empty,
+            "async_": only_empty,  # the same, by the name that OpenAI's Python client gives it
         },
-        ("call_id", "name", "arguments"),
+        ("type", "call_id", "name", "arguments"),
     ),
-    "function_call_output": (
+    "function_call_output": object_of(
         {
             "type": one_of("function_call_output"),
             "id": text(512),
             "call_id": text(512),
-            "output": _content,
+            "output": _CONTENT,
             "status": _STATUS,
         },
-        ("call_id", "output"),
+        ("type", "call_id", "output"),
     ),
-    "reasoning": (
+    "reasoning": object_of(
         {
             "type": one_of("reasoning"),
             "id": text(512),
@@ -185,22 +166,28 @@ _ITEM_KINDS: dict[str, tuple[dict[str, Check], tuple[str, ...]]] = {
             "encrypted_content": string,
             "status": _STATUS,
         },
-        ("summary",),
+        ("type", "summary"),
     ),
 }
-_ITEMS = list_of(_item, 1, MAX_ITEMS)
+_ITEMS = list_of(
+    described(_item, {"anyOf": [schema_of(each) for each in _ITEM_KINDS.values()]}), 1, MAX_ITEMS
+)
+_FORMAT = object_of(
+    {
+        "type": one_of("text", "json_object", "json_schema"),
+        "name": symbol,
+        "description": string,
+        "schema": json_schema,
+        "strict": boolean,
+    },
+    ("type",),
+)
+_EFFORTS = one_of("none", "minimal", "low", "medium", "high", "xhigh")
 
-_FORMAT_FIELDS: dict[str, Check] = {
-    "type": one_of("text", "json_object", "json_schema"),
-    "name": symbol,
-    "description": string,
-    "schema": json_schema,
-    "strict": boolean,
-}
-
+RESPONSE_REQUIRED = ("model", "input")
 RESPONSE_FIELDS: dict[str, Check] = TOLERATED | {
     "model": text(128),
-    "input": _input,
+    "input": either(text(2**31), _ITEMS, lambda value: not isinstance(value, str)),
     "instructions": string,
     "max_output_tokens": integer(1, MAX_OUTPUT_TOKENS),
     "temperature": number(0, 2),
@@ -210,8 +197,8 @@ RESPONSE_FIELDS: dict[str, Check] = TOLERATED | {
     "tools": response_tools,
     "tool_choice": response_tool_choice,
     "parallel_tool_calls": boolean,
-    "text": _text_config,
-    "reasoning": _reasoning,
+    "text": object_of({"format": described(_format, schema_of(_FORMAT)), "verbosity": one_of("medium")}),
+    "reasoning": object_of({"effort": _EFFORTS, "summary": one_of("auto")}),
     "include": list_of(one_of("reasoning.encrypted_content", "message.output_text.logprobs"), 0, 8),
     "previous_response_id": _stateless("send the earlier items in input."),
     "conversation": _stateless("send the earlier items in input."),
@@ -232,6 +219,8 @@ NAMES = EventNames(
 
 RESPONSES = Endpoint(
     path="/v1/responses",
+    fields=RESPONSE_FIELDS,
+    required=RESPONSE_REQUIRED,
     parse=response_body,
     features=response_features,
     engine_body=_engine_body,

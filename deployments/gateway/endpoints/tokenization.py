@@ -28,14 +28,14 @@ MAX_TOKENS = 1_000_000
 
 
 def tokenize_body(raw: bytes) -> dict[str, Any]:
-    body = closed_object(raw, TOKENIZE_FIELDS, ("model",))
+    body = closed_object(raw, TOKENIZE_FIELDS, TOKENIZE_REQUIRED)
     if (body.get("prompt") is None) == (body.get("messages") is None):
         raise InvalidRequest("Give either prompt or messages.", param="prompt", code="invalid_value")
     return body
 
 
 def detokenize_body(raw: bytes) -> dict[str, Any]:
-    return closed_object(raw, DETOKENIZE_FIELDS, ("model", "tokens"))
+    return closed_object(raw, DETOKENIZE_FIELDS, DETOKENIZE_REQUIRED)
 
 
 def uncharged_engine_body(body: Body, candidate: Candidate, _cache_salt: str) -> bytes:
@@ -51,6 +51,7 @@ def no_usage(raw: bytes) -> Usage:
     return Usage(0, 0)
 
 
+TOKENIZE_REQUIRED = ("model",)
 TOKENIZE_FIELDS: dict[str, Check] = {
     "model": text(128),
     "prompt": string,
@@ -60,6 +61,7 @@ TOKENIZE_FIELDS: dict[str, Check] = {
     "add_generation_prompt": boolean,
     "return_token_strs": boolean,
 }
+DETOKENIZE_REQUIRED = ("model", "tokens")
 DETOKENIZE_FIELDS: dict[str, Check] = {
     "model": text(128),
     "tokens": list_of(integer(0, MAX_TOKEN_ID), 0, MAX_TOKENS),
@@ -67,6 +69,8 @@ DETOKENIZE_FIELDS: dict[str, Check] = {
 
 TOKENIZE = Endpoint(
     path="/tokenize",
+    fields=TOKENIZE_FIELDS,
+    required=TOKENIZE_REQUIRED,
     parse=tokenize_body,
     features=count_features,
     engine_body=uncharged_engine_body,
@@ -74,6 +78,8 @@ TOKENIZE = Endpoint(
 )
 DETOKENIZE = Endpoint(
     path="/detokenize",
+    fields=DETOKENIZE_FIELDS,
+    required=DETOKENIZE_REQUIRED,
     parse=detokenize_body,
     features=count_features,
     engine_body=uncharged_engine_body,

@@ -6,25 +6,18 @@ a setting that a model would have to obey is either passed on or refused.
 
 from __future__ import annotations
 
-from typing import Any
-
 from deployments.gateway.endpoints.checks import (
     Check,
     boolean,
-    closed,
     integer,
     list_of,
     metadata,
+    object_of,
     one_of,
     only_false,
     text,
 )
 from deployments.gateway.endpoints.tools import cache_control
-
-
-def _obfuscation(value: Any, name: str) -> None:
-    closed(value, name, {"include_obfuscation": boolean})
-
 
 ROUTING: dict[str, Check] = {
     "metadata": metadata,  # `metadata.task` is read by the router; no engine has a use for the rest
@@ -59,7 +52,9 @@ RESPONSES: dict[str, Check] = {
     "background": only_false,
     "truncation": one_of("disabled"),
     "max_tool_calls": integer(1, 1000),  # of built-in tools, of which there are none
-    "stream_options": _obfuscation,  # padding of events against eavesdroppers: there is none to leave out
+    "stream_options": object_of(
+        {"include_obfuscation": boolean}
+    ),  # padding against eavesdroppers: there is none
 }
 
 ANTHROPIC: dict[str, Check] = {

@@ -2,83 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from deployments.gateway.endpoints.checks import Check, boolean, closed, list_of, one_of, string, symbol
+from deployments.gateway.endpoints.checks import (
+    Check,
+    boolean,
+    either,
+    is_object,
+    list_of,
+    object_of,
+    one_of,
+    string,
+    symbol,
+)
 from deployments.gateway.endpoints.json_schema import json_schema
 
 MAX_TOOLS = 128
 
-
-def _chat_tool(value: Any, name: str) -> None:
-    closed(value, name, {"type": _FUNCTION, "function": _function}, ("type", "function"))
-
-
-def _function(value: Any, name: str) -> None:
-    closed(value, name, _FUNCTION_FIELDS, ("name",))
-
-
-def _response_tool(value: Any, name: str) -> None:
-    closed(value, name, {"type": _FUNCTION, **_FUNCTION_FIELDS}, ("type", "name"))
-
-
-def _anthropic_tool(value: Any, name: str) -> None:
-    closed(value, name, _ANTHROPIC_FIELDS, ("name", "input_schema"))
-
-
-def _named(value: Any, name: str) -> None:
-    closed(value, name, {"name": symbol}, ("name",))
-
-
-def chat_tool_choice(value: Any, name: str) -> None:
-    if isinstance(value, dict):
-        closed(value, name, {"type": _FUNCTION, "function": _named}, ("type", "function"))
-    else:
-        _CHOICES(value, name)
-
-
-def response_tool_choice(value: Any, name: str) -> None:
-    if isinstance(value, dict):
-        closed(value, name, {"type": _FUNCTION, "name": symbol}, ("type", "name"))
-    else:
-        _CHOICES(value, name)
-
-
-def anthropic_tool_choice(value: Any, name: str) -> None:
-    fields: dict[str, Check] = {
-        "type": one_of("auto", "any", "tool", "none"),
-        "name": symbol,
-        "disable_parallel_tool_use": boolean,
-    }
-    closed(value, name, fields, ("type", "name") if _names_a_tool(value) else ("type",))
-
-
-def _names_a_tool(choice: Any) -> bool:
-    return isinstance(choice, dict) and choice.get("type") == "tool"
-
-
-def cache_control(value: Any, name: str) -> None:
-    """Anthropic's mark for its prefix cache. Ours needs none."""
-    closed(value, name, {"type": one_of("ephemeral"), "ttl": one_of("5m", "1h")}, ("type",))
-
-
+FUNCTION = one_of("function")
 _CHOICES = one_of("none", "auto", "required")
-_FUNCTION = one_of("function")
 _FUNCTION_FIELDS: dict[str, Check] = {
     "name": symbol,
     "description": string,
     "parameters": json_schema,
     "strict": boolean,
 }
-_ANTHROPIC_FIELDS: dict[str, Check] = {
-    "type": one_of("custom"),
-    "name": symbol,
-    "description": string,
-    "input_schema": json_schema,
-    "strict": boolean,
-    "cache_control": cache_control,
-}
+_NAMED = object_of({"name": symbol}, ("name",))
 
-chat_tools = list_of(_chat_tool, 1, MAX_TOOLS)
-response_tools = list_of(_response_tool, 0, MAX_TOOLS)
-anthropic_tools = list_of(_anthropic_tool, 0, MAX_TOOLS)
+cache_control = object_of({"type": one_of("ephemeral"), "ttl": one_of("5m", "1h")}, ("type",))
+"""Anthropic's mark for its prefix cache. Ours needs none."""
+
+chat_tools = list_of(
+    object_of({"type": FUNCTION, "function": object_of(_FUNCTION_FIELDS, ("name",))}, ("type", "function")),
+    1,
+    MAX_TOOLS,
+)
+chat_tool_choice = either(
+    _CHOICES, object_of({"type": FUNCTION, "function": _NAMED}, ("type", "function")), is_object
+)
+
+response_tools = list_of(object_of({"type": FUNCTION, **_FUNCTION_FIELDS}, ("type", "name")), 0, MAX_TOOLS)
+response_tool_choice = either(
+    _CHOICES, object_of({"type": FUNCTION, "name": symbol}, ("type", "name")), is_object
+)
+
+anthropic_tools = list_of(
+    object_of(
+        {
+            "type": one_of("custom"),
+            "name": symbol,
+            "description": string,
+            "input_schema": json_schema,
+            "strict": boolean,
+            "cache_control": cache_control,
+        },
+        ("name", "input_schema"),
+    ),
+    0,
+    MAX_TOOLS,
+)
+_PARALLEL: dict[str, Check] = {"disable_parallel_tool_use": boolean}
+anthropic_tool_choice = either(
+    object_of({"type": one_of("auto", "any", "none"), **_PARALLEL}, ("type",)),
+    object_of({"type": one_of("tool"), "name": symbol, **_PARALLEL}, ("type", "name")),
+    lambda choice: isinstance(choice, dict) and choice.get("type") == "tool",
+)

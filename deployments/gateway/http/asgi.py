@@ -74,9 +74,12 @@ async def answer_by(
 
 
 class _AsgiReply:
-    """`Reply` as a queue of ASGI messages. An entry of None breaks off."""
+    """`Reply` as ASGI messages. It is written to in the gateway's loop and taken from in that of the server
+    outside, which may be another thread's. A message of None breaks off."""
 
-    def __init__(self, *, without_body: bool) -> None:
+    def __init__(self, inside: asyncio.AbstractEventLoop, *, without_body: bool) -> None:
+        self._inside = inside
+        self._outside = asyncio.get_running_loop()
         self._without_body = without_body
         self._messages: deque[Message | None] = deque()
         self._news = asyncio.Event()
@@ -86,10 +89,9 @@ class _AsgiReply:
         self.ended = False
 
     def respond(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        if self.ended:
-            return
-        self._start(status, dict(headers) | {"content-length": str(len(body))})
-        self._body(body, last=True)
+        if not self.ended:
+            self._start(status, dict(headers) | {"content-length": str(len(body))})
+            self._body(body, last=True)
 
     def start(self, status: int, headers: Mapping[str, str]) -> None:
         if not self.ended:
@@ -111,6 +113,8 @@ class _AsgiReply:
     def take_from(self, source: Source) -> None:
         self._source = source
 
+    # Outside
+
     async def take(self) -> Message | None:
         while not self._messages:
             self._news.clear()
@@ -118,9 +122,17 @@ class _AsgiReply:
         message = self._messages.popleft()
         if self._held_back and not self._messages:
             self._held_back = False
-            if self._source is not None:
-                self._source.resume()
+            self._inside.call_soon_threadsafe(self._let_go)
         return message
+
+    def _arrive(self, message: Message | None) -> None:
+        self._messages.append(message)
+        self._news.set()
+        if len(self._messages) > CHUNKS_KEPT and not self._held_back:
+            self._held_back = True
+            self._inside.call_soon_threadsafe(self._hold)
+
+    # Inside
 
     def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self.started = True
@@ -135,44 +147,52 @@ class _AsgiReply:
         self._put({"type": "http.response.body", "body": shown, "more_body": not last})
 
     def _put(self, message: Message | None) -> None:
-        self._messages.append(message)
-        self._news.set()
-        if len(self._messages) > CHUNKS_KEPT and not self._held_back and self._source is not None:
-            self._held_back = True
+        self._outside.call_soon_threadsafe(self._arrive, message)
+
+    def _hold(self) -> None:
+        if self._source is not None:
             self._source.pause()
+
+    def _let_go(self) -> None:
+        if self._source is not None:
+            self._source.resume()
 
 
 class AsgiFront:
     """An ASGI application around a handler of requests. Slower than `Listener`: every piece of an answer
     passes through the server outside."""
 
-    def __init__(self, handler: Handler, limits: HttpLimits) -> None:
+    def __init__(self, handler: Handler, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
+        """`loop` is the handler's; the application may be called in another."""
         self._handler = handler
         self._limits = limits
+        self._loop = loop
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
         if scope["type"] != "http":
             return
-        reply = _AsgiReply(without_body=scope["method"] == "HEAD")
+        reply = _AsgiReply(self._loop, without_body=scope["method"] == "HEAD")
         try:
             request = await self._request(scope, receive)
         except Refused as refused:
             reply.respond(refused.status, {"content-type": "application/json"}, refusal_body(refused))
             await _send_all(reply, send)
             return
-        answering = asyncio.ensure_future(self._answer(request, reply))
-        sending = asyncio.ensure_future(_send_all(reply, send))
-        leaving = asyncio.ensure_future(_disconnected(receive))
+        answering = asyncio.run_coroutine_threadsafe(self._answer(request, reply), self._loop)
+        sending = asyncio.create_task(_send_all(reply, send))
+        leaving = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 await sending  # raises what it raised
         finally:
-            for task in (leaving, sending):
-                await end_task(task)
             if not reply.ended:
                 answering.cancel()
-            await asyncio.wait({answering})
+            for task in (leaving, sending):
+                await end_task(task)
 
     async def _answer(self, request: Request, reply: Reply) -> None:
         try:
@@ -201,6 +221,12 @@ class AsgiFront:
                 raise too_large(self._limits)
         peer = (scope.get("client") or ("",))[0]
         return Request(scope["method"], path, scope.get("query_string", b""), headers, bytes(body), peer)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    for step in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{step}.complete"})
 
 
 async def _send_all(reply: _AsgiReply, send: Send) -> None:

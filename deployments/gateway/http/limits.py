@@ -10,6 +10,9 @@ class HttpLimits:
     """Sizes in bytes, times in seconds."""
 
     body_bytes: int
+    hosts: frozenset[bytes] = frozenset()
+    """What the Host header may say, in lower case; empty: anything."""
+
     head_bytes: int = 32 * 1024
     headers: int = 100
     url_bytes: int = 4 * 1024

@@ -54,7 +54,7 @@ def check_head(
         raise Refused(414, "url_too_long", "The URL is too long.")
     if header_bytes > limits.head_bytes or len(headers) > limits.headers:
         raise Refused(431, "headers_too_large", "The request's headers are too large.")
-    _check_host(headers.get(b"host"), version)
+    _check_host(headers.get(b"host"), version, limits.hosts)
     _check_framing(headers, version, limits)
     expect = headers.get(b"expect")
     if expect is None:
@@ -64,12 +64,14 @@ def check_head(
     return version == "1.1" and (b"content-length" in headers or b"transfer-encoding" in headers)
 
 
-def _check_host(host: bytes | None, version: str) -> None:
+def _check_host(host: bytes | None, version: str, known: frozenset[bytes]) -> None:
     if host is None:
         if version == "1.1":
             raise Refused(400, "host_missing", "A request in HTTP/1.1 needs a Host header.")
     elif HOST.fullmatch(host) is None:
         raise Refused(400, "host_malformed", "The Host header is not a host name.")
+    if known and (host or b"").lower() not in known:
+        raise Refused(421, "host_unknown", "This server does not answer to that host name.")
 
 
 def _check_framing(headers: dict[bytes, bytes], version: str, limits: HttpLimits) -> None:
