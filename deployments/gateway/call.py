@@ -49,6 +49,7 @@ from deployments.gateway.endpoints.endpoint import Endpoint, StreamReader
 from deployments.gateway.http.message import Reply
 from deployments.gateway.leases import LeaseKeeper
 from deployments.gateway.settling import Settling
+from deployments.gateway.suspects import Suspects
 from deployments.gateway.tasks import raise_if_cancelled
 
 logger = logging.getLogger("ray.serve")
@@ -78,6 +79,7 @@ class CallContext:
     leases: LeaseKeeper
     settling: Settling
     engines: EngineClient
+    suspects: Suspects
     max_attempts: int
 
 
@@ -253,7 +255,7 @@ class Call:
         """Later steps run inside the hold, the rates and the windows of the first."""
         if self._request is None:
             self._admitted_ms = CLOCK.now_ms()
-            return self.context.terms.request(
+            request = self.context.terms.request(
                 self.request_id,
                 self.key,
                 self.decision,
@@ -264,6 +266,10 @@ class Call:
                 epoch_id=self.context.admission.epoch_id,
                 affine_replica=self.context.admission.affine_replica,
             )
+            avoided = self.context.suspects.to_avoid(
+                (each.pool for each in request.candidates), self.context.admission.snapshot
+            )
+            return replace(request, exclude_replicas=avoided) if avoided else request
         candidates = self.decision.candidates
         return replace(
             self._request,
@@ -282,6 +288,7 @@ class Call:
         self.context.leases.dispatched(self.request_id)
         body = self.endpoint.engine_body(self.body, grant.candidate, self.cache_salt)
         answer = await self.context.engines.post(grant.address, self.endpoint.path, body)
+        self.context.suspects.answered(grant.replica_id)
         if answer.status != HTTPStatus.OK:
             try:
                 raise _refusal(answer.status, await answer.read())
@@ -328,6 +335,7 @@ class Call:
             self.decision = left
         else:
             logger.warning("attempt %d of %s failed: %s", self._step, self.request_id, failure)
+            self.context.suspects.failed(grant.replica_id)
             self._excluded = (*self._excluded, grant.replica_id)
             self._failures += 1
         self._step += 1

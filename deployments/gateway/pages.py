@@ -16,6 +16,9 @@ from cluster.errors import MethodNotAllowed, SpratError, UnknownModel, UnknownRo
 from cluster.router.router import Router
 from deployments.gateway.admission import Admission
 from deployments.gateway.auth import Authenticator
+from deployments.gateway.endpoints.all_endpoints import ENDPOINTS
+from deployments.gateway.openapi import openapi
+from deployments.version import version
 
 OPEN_ROUTES = frozenset({"/livez", "/readyz"})
 """They need no key."""
@@ -52,8 +55,14 @@ def pages(router: Router, admission: Admission, authenticator: Authenticator) ->
             return _json({"state": "degraded", "reason": "Redis does not answer"} | known)
         return _json({"state": "Redis does not answer, and every key has a budget"} | known, 503)
 
+    description = openapi(ENDPOINTS, version())
+
+    async def api(_: Request) -> Response:
+        return _json(description)
+
     return Starlette(
         routes=[
+            Route("/openapi.json", api),
             Route("/v1/models", models),
             Route("/v1/models/{name}", model),
             Route("/livez", livez),

@@ -37,6 +37,7 @@ from deployments.gateway.loop_thread import LoopThread
 from deployments.gateway.pages import pages
 from deployments.gateway.server import GatewayServer
 from deployments.gateway.settling import Settling
+from deployments.gateway.suspects import Suspects
 from deployments.gateway.waiting_room import WaitingRoom
 from deployments.runtime import Runtime
 from deployments.serve_address import keep_serve_on_node_address
@@ -102,6 +103,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
         ),
         settling=settling,
         engines=EngineClient(runtime.gateway_token, config.gateway.connect_timeout_s),
+        suspects=Suspects(),
         max_attempts=config.gateway.max_attempts,
     )
     router = Router.of(config)
