@@ -5,7 +5,7 @@ CONFIG ?= deployments/examples/laptop.yaml
 SPRAT := .venv/bin/sprat --state $(STATE)
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: setup up down status lint types unit postgres contract integration e2e test prove-faults prove-endurance lock clean
+.PHONY: setup up down status lint types unit postgres contract integration e2e test clients prove-faults prove-endurance prove-clients lock clean
 
 setup:
 	@./setup.sh
@@ -32,14 +32,18 @@ unit: setup
 postgres:
 	@tests/install_postgres.sh
 
-contract: setup postgres
+# The official SDKs and their like, in environments of their own.
+clients: setup
+	@tests/clients/install.sh
+
+contract: setup postgres clients
 	$(PYTEST) tests/contract tests/property
 
 integration: setup
 	$(PYTEST) tests/integration
 
 # Real models through the real command line; fetches about 1.2 GB of weights the first time.
-e2e: setup
+e2e: setup clients
 	$(PYTEST) tests/e2e
 
 # Fast ones first; the first failure stops the rest.
@@ -56,9 +60,15 @@ prove-endurance: setup
 	SPRAT_TIMEOUTS_SECONDS=300 SPRAT_SOAK_SECONDS=1800 SPRAT_EVERY_AWAIT=1 \
 		$(PYTEST) tests/contract/test_endurance.py --fault-matrix tests/results/endurance.json
 
+# Every client on simulated engines and on the real models; about seven minutes.
+prove-clients: setup clients
+	rm -f tests/results/clients.json
+	SPRAT_CLIENT_TABLE=tests/results/clients.json \
+		$(PYTEST) tests/contract/test_clients.py tests/e2e/test_clients.py
+
 lock:
 	./lock.sh
 
 # The state folder stays: it holds API keys and money.
 clean: down
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

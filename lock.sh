@@ -22,3 +22,10 @@ for wheels in cpu cuda; do
         pyproject.toml "$tool/$wheels.in" -o "locks/$wheels.txt"
 done
 echo 'torch==2.13.0+cpu' >locks/cpu-torch.txt
+
+# Clients of others for tests/clients, in environments of their own: their pins clash with vLLM's and with
+# each other's.
+for set in openai3 openai2; do
+    "$tool/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
+        "tests/clients/$set.in" -o "locks/clients-$set.txt"
+done

@@ -25,12 +25,17 @@ class Price:
 
 
 class RequestKind(StrEnum):
-    """What a call asks of a pool. COUNT (tokenize and the like) only needs a tokenizer: every pool can, no
-    token of it is generated, and none is paid."""
+    """What a call asks of a pool. COUNT (how many tokens a conversation has) needs the chat template of a
+    pool that generates, TOKENIZE any tokenizer; no model runs for them, and nothing is paid."""
 
     GENERATE = "generate"
     EMBED = "embed"
     COUNT = "count"
+    TOKENIZE = "tokenize"
+
+    @property
+    def is_free(self) -> bool:
+        return self in (RequestKind.COUNT, RequestKind.TOKENIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class RequestFeatures:
 
     def tokens_at_most(self, max_tokens: int) -> int:
         """Prompt and output tokens of the whole call when every answer takes `max_tokens`."""
-        if self.kind is RequestKind.COUNT:
+        if self.kind.is_free:
             return 0
         return self.prompt_tokens_estimate + max_tokens * self.sequences
 
@@ -339,8 +344,9 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class SettleRequest:
-    """The end of a call. `pools` are those in which it may have a lease or a place. `rates` says what goes
-    back to each bucket (us; negative: more was used). `cancelled`: nothing ran, so it counts as no call."""
+    """The end of a call. `pools` are those in which it may have a lease or a place, the likeliest first.
+    `rates` says what goes back to each bucket (us; negative: more was used). `cancelled`: nothing ran, so it
+    counts as no call."""
 
     request_id: str
     pools: tuple[str, ...]

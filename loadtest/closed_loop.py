@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, process_time
 
 from loadtest.call import Call
-from loadtest.cpu_time import cpu_s
+from loadtest.cpu_time import cpu_s, rss_bytes
 from loadtest.percentiles import nearest_rank
 from loadtest.streaming_client import Endpoint, StreamingClient
+from loadtest.systems import System
 
 # A refused caller that asks again at once would take the processor from everybody else.
 PAUSE_AFTER_ERROR_S = 0.01
@@ -18,8 +19,9 @@ PAUSE_AFTER_ERROR_S = 0.01
 
 @dataclass(slots=True)
 class Tally:
-    """What the slices of one cell add up to. `busy_s` is the time that all callers spent together;
-    `cpu_s` is None once it could not be read."""
+    """What the slices of one cell add up to. `busy_s` is the time that all callers spent together.
+    Processor times of the gateway and of its store are None once they could not be read; `client_cpu_s` is
+    this process's own. `rss_bytes` is the gateway's, the most that was seen at the end of a slice."""
 
     concurrency: int
     e2e_s: list[float] = field(default_factory=list)
@@ -30,6 +32,9 @@ class Tally:
     first_error: str | None = None
     busy_s: float = 0.0
     cpu_s: float | None = 0.0
+    store_cpu_s: float | None = 0.0
+    client_cpu_s: float = 0.0
+    rss_bytes: int | None = None
 
     def median_e2e_s(self) -> float:
         return nearest_rank(sorted(self.e2e_s), 50) or 0.0
@@ -47,14 +52,27 @@ class Tally:
         self.output_tokens += call.output_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class _Cpu:
+    gateway_s: float | None
+    store_s: float | None
+    client_s: float
+
+
+def _with_difference(sum_s: float | None, before_s: float | None, after_s: float | None) -> float | None:
+    if sum_s is None or before_s is None or after_s is None:
+        return None
+    return sum_s + after_s - before_s
+
+
 class Callers:
     """The callers of one system. Their connections stay open from slice to slice."""
 
     def __init__(
-        self, endpoint: Endpoint, request: bytes, concurrency: int, timeout_s: float, pids: tuple[int, ...]
+        self, system: System, endpoint: Endpoint, request: bytes, concurrency: int, timeout_s: float
     ) -> None:
+        self.system = system
         self._request = request
-        self._pids = pids
         self._clients = [StreamingClient(endpoint, timeout_s) for _ in range(concurrency)]
         self.tally = Tally(concurrency)
 
@@ -63,7 +81,7 @@ class Callers:
         machine. The callers begin evenly over `spread_s`; with calls of equal length they would otherwise
         all ask in the same moment, again and again, and TTFT would be that of a burst."""
         started_s = perf_counter()
-        cpu_before_s = cpu_s(self._pids)
+        before = self._cpu()
         step_s = spread_s / len(self._clients)
         await asyncio.gather(
             *(
@@ -71,11 +89,16 @@ class Callers:
                 for number, client in enumerate(self._clients)
             )
         )
-        cpu_after_s = cpu_s(self._pids)
-        if cpu_before_s is None or cpu_after_s is None or self.tally.cpu_s is None:
-            self.tally.cpu_s = None
-        else:
-            self.tally.cpu_s += cpu_after_s - cpu_before_s
+        after, tally = self._cpu(), self.tally
+        tally.cpu_s = _with_difference(tally.cpu_s, before.gateway_s, after.gateway_s)
+        tally.store_cpu_s = _with_difference(tally.store_cpu_s, before.store_s, after.store_s)
+        tally.client_cpu_s += after.client_s - before.client_s
+        used_bytes = rss_bytes(self.system.pids)
+        if used_bytes is not None:
+            tally.rss_bytes = max(used_bytes, tally.rss_bytes or 0)
+
+    def _cpu(self) -> _Cpu:
+        return _Cpu(cpu_s(self.system.pids), cpu_s(self.system.store_pids), process_time())
 
     def forget(self) -> None:
         """After the warm-up: what was counted so far does not count."""
@@ -89,8 +112,7 @@ class Callers:
         await asyncio.sleep(begin_s - perf_counter())
         began_s = perf_counter()
         while perf_counter() < deadline_s:
-            call = await client.call(self._request)
-            self.tally.add(call)
-            if call.error is not None:
+            last = await client.call_until(self._request, deadline_s, self.tally.add)
+            if last.error is not None:
                 await asyncio.sleep(PAUSE_AFTER_ERROR_S)
         self.tally.busy_s += perf_counter() - began_s

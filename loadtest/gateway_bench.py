@@ -17,11 +17,13 @@ from importlib.metadata import version
 from typing import Any
 
 from loadtest.closed_loop import Callers
+from loadtest.many_streams import many_streams
 from loadtest.percentiles import METHOD
 from loadtest.request_body import request_bytes
 from loadtest.rows import Row, row, with_added
 from loadtest.streaming_client import StreamingClient
 from loadtest.systems import Mode, Skip, System
+from loadtest.turns import pause, resume, turn_of
 
 NOTE = (
     "Closed loop; client and servers share this machine's cores. Times are of successful calls: p50_ms and "
@@ -45,6 +47,17 @@ class Plan:
     max_tokens: int = 32
     skips: tuple[Skip, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
+    cores: int = 0
+    """Of the machine; 0: as many as this process may use."""
+
+    pinning: str = ""
+    idle_cpu_percent: tuple[tuple[str, float], ...] = ()
+    streams: int = 0
+    """So many paced streams at a time, after the cells; 0: not measured."""
+
+    streams_systems: tuple[str, ...] = ()
+    """For which systems; empty: for all."""
+
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -68,10 +81,12 @@ async def run(plan: Plan, tell: Callable[[str], None] = log) -> dict[str, Any]:
     # What lives now lives to the end: collections between the slices need not look at it.
     gc.collect()
     gc.freeze()
+    pause(*plan.systems)
     try:
         return await _run(plan, tell)
     finally:
         gc.unfreeze()
+        resume(*plan.systems)
 
 
 async def _run(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -92,9 +107,13 @@ async def _run(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
         for concurrency in plan.concurrencies:
             rows += await _cell(ready, mode, concurrency, plan)
             tell(f"{mode} c={concurrency}: done")
+    streams = await _streams(plan, {skip.system for skip in skips}, tell)
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": plan.cores or len(os.sched_getaffinity(0)),
+        "pinning": plan.pinning or None,
+        "idle_cpu_percent": dict(plan.idle_cpu_percent),
         "rows": with_added(rows),
+        **streams,
         "skipped": [skip.to_json() for skip in skips],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions() | dict(plan.versions),
@@ -111,27 +130,42 @@ async def _reason_against(system: System, mode: Mode, plan: Plan) -> str | None:
         return reason
     client = StreamingClient(system.endpoint(mode), plan.timeout_s)
     try:
-        call = await client.call(request_bytes(system, mode, plan.max_tokens))
+        async with turn_of(system):
+            call = await client.call(request_bytes(system, mode, plan.max_tokens))
     finally:
         client.close()
     return None if call.error is None else f"first {mode} call: {call.error.kind}: {call.error.message}"
 
 
+async def _streams(plan: Plan, skipped: set[str], tell: Callable[[str], None]) -> dict[str, Any]:
+    if not plan.streams:
+        return {}
+    systems = tuple(
+        system
+        for system in plan.systems
+        if system.name not in skipped and (not plan.streams_systems or system.name in plan.streams_systems)
+    )
+    measured = await many_streams(systems, plan.streams, plan.timeout_s)
+    tell(f"{plan.streams} streams: done")
+    return {f"streams_{plan.streams}": measured}
+
+
 async def _cell(systems: Sequence[System], mode: Mode, concurrency: int, plan: Plan) -> list[Row]:
     callers = {
         system.name: Callers(
+            system,
             system.endpoint(mode),
             request_bytes(system, mode, plan.max_tokens),
             concurrency,
             plan.timeout_s,
-            system.pids,
         )
         for system in systems
     }
     try:
         longest_s = 0.0
         for each in callers.values():
-            await each.slice(plan.warm_up_s)
+            async with turn_of(each.system):
+                await each.slice(plan.warm_up_s)
             longest_s = max(longest_s, each.tally.median_e2e_s())
             each.forget()
         # Long calls need long slices; at least two, or the systems would not alternate.
@@ -143,7 +177,8 @@ async def _cell(systems: Sequence[System], mode: Mode, concurrency: int, plan: P
                 gc.collect()
                 gc.disable()
                 try:
-                    await each.slice(slice_s, spread_s=min(longest_s, slice_s))
+                    async with turn_of(each.system):
+                        await each.slice(slice_s, spread_s=min(longest_s, slice_s))
                 finally:
                     gc.enable()
         return [row(name, mode, each.tally) for name, each in callers.items()]

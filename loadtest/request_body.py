@@ -1,4 +1,7 @@
-"""The one request that every system gets: about 2 kB, the same bytes but for the model name."""
+"""The request that every system gets: about 2 kB, in one mode the same bytes but for the model name.
+
+The system prompt names the mode, so that a gateway that routes by content can tell the modes apart.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 from loadtest.systems import Mode, System
 
 PATH = "/v1/chat/completions"
-SYSTEM_PROMPT = "You are a support assistant. " * 24
+SYSTEM_PROMPT = "This is measured: {mode}. " + "You are a support assistant. " * 24
 QUESTION = "Please extract the order number from this message. " * 24
 
 
@@ -15,7 +18,7 @@ def request_bytes(system: System, mode: Mode, max_tokens: int) -> bytes:
     body = {
         "model": system.model_for(mode),
         "messages": [
-            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "system", "content": SYSTEM_PROMPT.format(mode=mode.value)},
             {"role": "user", "content": QUESTION},
         ],
         "max_tokens": max_tokens,

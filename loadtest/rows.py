@@ -31,7 +31,11 @@ def row(system: str, mode: Mode, tally: Tally) -> Row:
         "ttft_p99_ms": _ms(nearest_rank(ttft_s, 99)),
         "itl_p50_ms": _ms(nearest_rank(itl_s, 50)),
         "itl_p99_ms": _ms(nearest_rank(itl_s, 99)),
-        "cpu_us_per_request": _cpu_us(tally.cpu_s, succeeded + failed),
+        "cpu_us_per_request": _us(tally.cpu_s, succeeded + failed),
+        "cpu_us_per_chunk": None if mode is Mode.UNARY else _us(tally.cpu_s, tally.output_tokens),
+        "store_cpu_us_per_request": _us(tally.store_cpu_s, succeeded + failed),
+        "client_cpu_us_per_request": _us(tally.client_cpu_s, succeeded + failed),
+        "rss_mib": None if tally.rss_bytes is None else round(tally.rss_bytes / 2**20, 1),
         "output_tokens_per_request": round(tally.output_tokens / succeeded, 1) if succeeded else None,
         "n": succeeded,
         "errors": failed,
@@ -62,8 +66,8 @@ def _rate(succeeded: int, tally: Tally) -> float:
     return round(succeeded * tally.concurrency / tally.busy_s, 1) if tally.busy_s else 0.0
 
 
-def _cpu_us(cpu_s: float | None, calls: int) -> float | None:
-    return None if cpu_s is None or not calls else round(cpu_s * 1e6 / calls, 1)
+def _us(cpu_s: float | None, count: int) -> float | None:
+    return None if cpu_s is None or not count else round(cpu_s * 1e6 / count, 1)
 
 
 def _ms(seconds_s: float | None) -> float | None:

@@ -12,6 +12,10 @@ class SseParser:
         self._rest = b""
         self._payload_lines: list[bytes] = []
 
+    @property
+    def is_between_events(self) -> bool:
+        return not self._rest and not self._payload_lines
+
     def feed(self, received: bytes) -> list[bytes]:
         lines = (self._rest + received).split(b"\n")
         self._rest = lines.pop()

@@ -7,6 +7,7 @@ come: a reader that fills blocks of 1 kB first reports a TTFT that is seconds la
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from urllib.parse import urlsplit
@@ -59,6 +60,14 @@ class StreamingClient:
         self._connection: _Connection | None = None
 
     async def call(self, request: bytes) -> Call:
+        return await self.call_until(request, 0.0, lambda _: None)
+
+    async def call_until(self, request: bytes, deadline_s: float, on_call: Callable[[Call], None]) -> Call:
+        """The same call again and again, at least once: until one begins too late (`perf_counter`), fails or
+        ends the connection. `on_call` hears of each; the last is returned.
+
+        Cheaper than a loop around `call`: the next request is written where the last answer was read.
+        """
         connection = self._connection
         reused = connection is not None and connection.is_open
         if connection is None or not reused:
@@ -68,9 +77,11 @@ class StreamingClient:
             except (OSError, TimeoutError) as error:
                 self._connection = None
                 failure = CallError(ErrorKind.CONNECT, str(error) or type(error).__name__)
-                return Call(status=0, done_s=perf_counter() - started_s, error=failure)
+                call = Call(status=0, done_s=perf_counter() - started_s, error=failure)
+                on_call(call)
+                return call
             self._connection = connection
-        return await connection.exchange(request, self._timeout_s, reused=reused)
+        return await connection.exchange(request, self._timeout_s, deadline_s, on_call, reused=reused)
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -90,41 +101,75 @@ class _Connection(asyncio.Protocol):
     """Both ends of one socket: writes a request, turns what comes back into a `Call`."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._answered: asyncio.Future[Call] | None = None
+        self._last_call: asyncio.Future[Call] | None = None
+        self._request = b""
+        self._timeout_s = 0.0
+        self._deadline_s = 0.0
+        self._on_call: Callable[[Call], None] = lambda _: None
+        self._timer: asyncio.TimerHandle | None = None
         self._reused = False
+        self._waiting = False
         self._sent_s = 0.0
         self._arrived_s = 0.0
         self._is_stream = False
         self._is_framed = False
         self._reader: AnswerReader | None = None
+        self._complete = False
 
     @property
     def is_open(self) -> bool:
         return self._transport is not None
 
-    async def exchange(self, request: bytes, timeout_s: float, *, reused: bool) -> Call:
-        loop = asyncio.get_running_loop()
-        self._answered = loop.create_future()
+    async def exchange(
+        self,
+        request: bytes,
+        timeout_s: float,
+        deadline_s: float,
+        on_call: Callable[[Call], None],
+        *,
+        reused: bool,
+    ) -> Call:
+        self._request, self._timeout_s = request, timeout_s
+        self._deadline_s, self._on_call = deadline_s, on_call
         self._reused = reused
-        self._reader = None
-        deadline = loop.call_later(timeout_s, self._fail, ErrorKind.TIMEOUT, f"no end within {timeout_s} s")
-        self._sent_s = self._arrived_s = perf_counter()
-        if self._transport is not None:
-            self._transport.write(request)
+        self._last_call = self._loop.create_future()
+        self._send()
         try:
-            return await self._answered
+            return await self._last_call
         except asyncio.CancelledError:
             self.close()  # the rest of the answer is not for the next call
             raise
-        finally:
-            deadline.cancel()
+
+    def _send(self) -> None:
+        self._reader = None
+        self._waiting = True
+        self._sent_s = self._arrived_s = perf_counter()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._look_at_the_clock)
+        if self._transport is not None:
+            self._transport.write(self._request)
+
+    def _look_at_the_clock(self) -> None:
+        """One timer for many calls: setting one for each would cost more than most of what a call does."""
+        self._timer = None
+        if not self._waiting:
+            return
+        left_s = self._sent_s + self._timeout_s - perf_counter()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look_at_the_clock)
+        else:
+            self._fail(ErrorKind.TIMEOUT, f"no end within {self._timeout_s} s")
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # asyncio.Protocol
 
@@ -137,6 +182,10 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(received)
         except httptools.HttpParserError as error:
             self._fail(ErrorKind.PROTOCOL, f"not HTTP: {error}")
+            return
+        # Not before all that came is read: more than the answer is not the beginning of the next one.
+        if self._complete and self._reader is not None:
+            self._finish(self._reader)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -149,6 +198,7 @@ class _Connection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
+        self._complete = False
         self._is_stream = False
         self._is_framed = False
 
@@ -160,8 +210,8 @@ class _Connection(asyncio.Protocol):
                 self._is_framed = True
 
     def on_headers_complete(self) -> None:
-        if self._answered is None or self._answered.done():
-            self.close()  # bytes that nobody asked for
+        if not self._waiting or self._reader is not None:
+            self._fail(ErrorKind.PROTOCOL, "an answer that nobody asked for")
             return
         self._reader = AnswerReader(self._parser.get_status_code(), is_stream=self._is_stream)
 
@@ -170,10 +220,9 @@ class _Connection(asyncio.Protocol):
             self._reader.feed(body, self._arrived_s)
 
     def on_message_complete(self) -> None:
+        self._complete = True
         if not self._parser.should_keep_alive():
             self.close()
-        if self._reader is not None:
-            self._finish(self._reader)
 
     # The end of a call
 
@@ -187,23 +236,30 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, reader: AnswerReader | None, error: CallError | None) -> None:
         self._reader = None
-        if self._answered is None or self._answered.done():
+        if not self._waiting or self._last_call is None or self._last_call.done():
             return
+        self._waiting = False
+        call = self._call(reader, error)
+        self._on_call(call)
+        if error is None and self._transport is not None and perf_counter() < self._deadline_s:
+            self._reused = True
+            self._send()
+        else:
+            self._last_call.set_result(call)
+
+    def _call(self, reader: AnswerReader | None, error: CallError | None) -> Call:
         done_s = (perf_counter() if error else self._arrived_s) - self._sent_s
         if reader is None:
-            self._answered.set_result(Call(0, done_s, reused_connection=self._reused, error=error))
-            return
+            return Call(0, done_s, reused_connection=self._reused, error=error)
         first_s = reader.first_content_s
         ended_s = self._arrived_s if first_s is None else reader.last_content_s
-        self._answered.set_result(
-            Call(
-                status=reader.status,
-                done_s=done_s,
-                e2e_s=ended_s - self._sent_s if error is None else None,
-                ttft_s=None if first_s is None else first_s - self._sent_s,
-                itl_s=tuple(reader.gaps_s),
-                output_tokens=reader.output_tokens,
-                reused_connection=self._reused,
-                error=error,
-            )
+        return Call(
+            status=reader.status,
+            done_s=done_s,
+            e2e_s=ended_s - self._sent_s if error is None else None,
+            ttft_s=None if first_s is None else first_s - self._sent_s,
+            itl_s=tuple(reader.gaps_s),
+            output_tokens=reader.output_tokens,
+            reused_connection=self._reused,
+            error=error,
         )

@@ -22,13 +22,17 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """`model_paced` and `url_paced` name what answers with real gaps; one of them is enough."""
+    """`model_paced` and `url_paced` name what answers with real gaps; one of them is enough. `pids` are the
+    gateway's own processes, `store_pids` those of the database that it works with. `pause_pids` are stopped
+    while it is not its turn: of systems that would otherwise take processor time from the others."""
 
     name: str
     url: str
     api_key: str
     model: str
     pids: tuple[int, ...] = ()
+    store_pids: tuple[int, ...] = ()
+    pause_pids: tuple[int, ...] = ()
     model_paced: str | None = None
     url_paced: str | None = None
 
@@ -58,15 +62,15 @@ class Skip:
 
 
 def parse_system(text: str) -> System:
-    """`name=direct,url=http://127.0.0.1:9000,key=K,model=M[,pid=1][,pid=2][,model_paced=P][,url_paced=U]`"""
+    """`name=direct,url=http://127.0.0.1:9000,key=K,model=M[,pid=1][,pid=2][,store_pid=3][,pause_pid=1][,model_paced=P][,url_paced=U]`"""
     single: dict[str, str] = {}
-    pids: list[int] = []
+    pids: dict[str, list[int]] = {"pid": [], "store_pid": [], "pause_pid": []}
     for part in text.split(","):
         name, separator, value = part.partition("=")
         if not separator or not value:
             raise ValueError(f"--system: {part!r} is not name=value")
-        if name == "pid":
-            pids.append(_pid(value))
+        if name in pids:
+            pids[name].append(_pid(name, value))
         elif name not in {"name", "url", "key", "model", "model_paced", "url_paced"}:
             raise ValueError(f"--system: unknown field {name!r}")
         elif name in single:
@@ -83,7 +87,9 @@ def parse_system(text: str) -> System:
         url=single["url"],
         api_key=single["key"],
         model=single["model"],
-        pids=tuple(pids),
+        pids=tuple(pids["pid"]),
+        store_pids=tuple(pids["store_pid"]),
+        pause_pids=tuple(pids["pause_pid"]),
         model_paced=single.get("model_paced"),
         url_paced=single.get("url_paced"),
     )
@@ -96,7 +102,7 @@ def parse_skip(text: str) -> Skip:
     return Skip(name, reason)
 
 
-def _pid(value: str) -> int:
+def _pid(name: str, value: str) -> int:
     if not value.isdigit():
-        raise ValueError(f"--system: pid={value} is not a number")
+        raise ValueError(f"--system: {name}={value} is not a number")
     return int(value)

@@ -126,7 +126,13 @@ RULES = {
     ),
     # Gateway, command line, weights and the simulated engine run without a Ray cluster.
     "ray stays at the top of deployments": Rule(
-        what=("ray",), but=("deployments/*.py", "deployments/bench/ray_capacity_queue.py")
+        what=("ray",),
+        # Rivals made of Ray.
+        but=(
+            "deployments/*.py",
+            "deployments/bench/ray_capacity_queue.py",
+            "deployments/bench/gateway_systems/ray_ingress.py",
+        ),
     ),
     "sqlalchemy stands behind the store": Rule(
         what=("sqlalchemy", "alembic", "psycopg", "sqlite3"),

@@ -156,8 +156,8 @@ def _check_router(config: ClusterConfig) -> Iterator[Problem]:
         elif rule.to not in served:
             yield Problem(
                 f"{path}.to",
-                f"no pool that generates serves {rule.to!r}",
-                "give it to a pool, or name another",
+                f"no pool serves {rule.to!r}",
+                "give it to a pool that generates, or name another",
             )
         if all(value is None for value in rule.when.model_dump().values()):
             yield Problem(f"{path}.when", "is empty", "add a condition, or use default_tier")

@@ -83,12 +83,21 @@ def embedding_features(body: Body, header_tier: str | None = None) -> RequestFea
 
 
 def count_features(body: Body, header_tier: str | None = None) -> RequestFeatures:
-    """Of a body whose tokens are only counted, or turned into text. The answer costs nothing and fits every
-    context; the estimate is for the rules that go by it."""
+    """Of a `/v1/messages/count_tokens` body."""
+    return _free(body, header_tier, RequestKind.COUNT, [text for _, text in _anthropic_messages(body)])
+
+
+def tokenize_features(body: Body, header_tier: str | None = None) -> RequestFeatures:
+    """Of a `/tokenize` or `/detokenize` body."""
     texts = [body["prompt"]] if body.get("prompt") else [text for _, text in _anthropic_messages(body)]
+    return _free(body, header_tier, RequestKind.TOKENIZE, texts)
+
+
+def _free(body: Body, header_tier: str | None, kind: RequestKind, texts: Iterable[str]) -> RequestFeatures:
+    """The answer costs nothing and fits every context; the estimate is for the rules that go by it."""
     return RequestFeatures(
         model=body["model"],
-        kind=RequestKind.COUNT,
+        kind=kind,
         header_tier=header_tier,
         prompt_tokens_estimate=sum(map(_tokens, texts)),
         max_tokens=0,

@@ -9,7 +9,7 @@ from cluster.cost import large_price, prices
 from cluster.types import Candidate, Price, RequestFeatures, RequestKind
 
 FREE = Price(0, 0)
-"""Of a call that is only counted."""
+"""Of a call for which no model runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class PoolView:
     task: RequestKind = RequestKind.GENERATE
 
     def serves(self, kind: RequestKind) -> bool:
-        return kind in (self.task, RequestKind.COUNT)
+        asked = RequestKind.GENERATE if kind is RequestKind.COUNT else kind
+        return asked in (self.task, RequestKind.TOKENIZE)
 
     def max_tokens(self, features: RequestFeatures) -> int:
         return self.default_max_tokens if features.max_tokens is None else features.max_tokens
@@ -36,7 +37,7 @@ class PoolView:
     def candidate(self, features: RequestFeatures, adapter: str | None) -> Candidate:
         """Cost is the worst case: all output tokens that the call may take."""
         max_tokens = self.max_tokens(features)
-        price = FREE if features.kind is RequestKind.COUNT else self.price
+        price = FREE if features.kind.is_free else self.price
         return Candidate(
             tier=self.tier,
             pool=self.name,

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from cluster import keys
 from cluster.clock import Clock
-from cluster.scheduler import scripts
+from cluster.scheduler import scripts, together
+from cluster.scheduler.gathering import Gathering
 from cluster.scheduler.pipelined_redis import PipelinedRedis
 from cluster.scheduler.redis_connection import unavailable_on_error
 from cluster.scheduler.scheduler import (
+    CLASS_NUMBERS,
     CLASSES,
     DEAD_AFTER_MS,
     EXPIRED_PER_REAP,
@@ -30,6 +31,7 @@ from cluster.scheduler.scheduler import (
     RESERVATION_TTL_MS,
     STATS_TTL_MS,
 )
+from cluster.scheduler.together import checked_of, is_plain, note_of
 from cluster.types import (
     AdmitRequest,
     BudgetLine,
@@ -55,7 +57,6 @@ _REFUSED, _GRANTED, _POOL_MISSING, _WAITING = 0, 1, 2, 4
 _SETTLED_NOW, _NO_SUCH_REQUEST = 1, 3
 
 _NEUTRAL = Placement()
-_CLASS_NUMBERS = {each: number for number, each in enumerate(CLASSES)}
 _MAY_NOT_WAIT = -1
 
 
@@ -90,11 +91,18 @@ class RedisScheduler:
         self._client = client
         self._clock = clock
         self._pipeline = pipeline
+        self._gathering = Gathering(self._admit_together) if pipeline is not None else None
         self._held_adapters: dict[str, frozenset[str]] = {}
 
     # Calls.
 
     async def admit(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
+        if self._gathering is None or not is_plain(request):
+            return await self._admit_alone(request)
+        granted = await self._gathering.admit(request)
+        return granted or await self._admit_alone(request)
+
+    async def _admit_alone(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
         pools = _distinct(candidate.pool for candidate in request.candidates)
         reply = await self._run(scripts.ADMIT, *self._admission(request, pools))
         while reply[0] == _POOL_MISSING:
@@ -104,6 +112,15 @@ class RedisScheduler:
             _, reason, retry_after_ms, detail = reply
             return Refusal(RefusalReason(reason), retry_after_ms, detail)
         return _placed(request.request_id, request.step, request.candidates[reply[1]], reply)
+
+    async def _admit_together(self, requests: Sequence[AdmitRequest]) -> list[Grant | None]:
+        """All of one pool. None: that one is not plain."""
+        script_keys, arguments = together.admission(requests)
+        replies = await self._run(scripts.ADMIT_ALL, script_keys, arguments)
+        return [
+            Grant(request.request_id, 0, request.candidates[0], *reply[2:]) if reply[0] == _GRANTED else None
+            for request, reply in zip(requests, replies, strict=True)
+        ]
 
     def _admission(self, request: AdmitRequest, pools: Sequence[str]) -> tuple[list[str], list[str | int]]:
         adapter_keys: list[str] = []
@@ -145,18 +162,18 @@ class RedisScheduler:
             DEAD_AFTER_MS,
             LOOK_AT_REPLICAS,
             int(request.spill),
-            _CLASS_NUMBERS[request.priority],
+            CLASS_NUMBERS[request.priority],
             request.tenant,
             request.weight,
             keys.grants_channel(request.gateway),
             request.hold_micro_usd,
-            _note_of(request),
+            note_of(request),
             request.deadline_ms,
             queue.longest_queue if queue else _MAY_NOT_WAIT,
             queue.longest_wait_ms if queue else 0,
             queue.ticket_ttl_ms if queue else 0,
             queue.ageing_ms if queue else 1,
-            request.epoch_id if request.checked and request.epoch_id else int(request.checked),
+            checked_of(request),
             len(request.rates),
             len(request.budgets),
             len(request.candidates),
@@ -206,20 +223,24 @@ class RedisScheduler:
         return _settled(reply)
 
     async def settle_all(self, requests: Sequence[SettleRequest]) -> tuple[Settlement | None, ...]:
-        if self._pipeline is None or len(requests) == 1:
-            return tuple([await self.settle(request) for request in requests])
-        calls = [self._settlement(request, _distinct(request.pools)) for request in requests]
-        with unavailable_on_error():
-            replies = await self._pipeline.evalsha_each(scripts.SETTLE.sha, calls)
-        return tuple(
-            [
-                # What the script could not do: it is not known there, or needs another pool.
-                await self.settle(request)
-                if isinstance(reply, Exception) or reply[0] == _POOL_MISSING
-                else _settled(reply)
-                for request, reply in zip(requests, replies, strict=True)
-            ]
-        )
+        settled: dict[str, Settlement] = {}
+        for pool, calls in together.by_pool(requests).items():
+            if len(calls) > 1:
+                for call, settlement in zip(calls, await self._settle_together(pool, calls), strict=True):
+                    if settlement is not None:
+                        settled[call.request_id] = settlement
+        return tuple([settled.pop(each.request_id, None) or await self.settle(each) for each in requests])
+
+    async def _settle_together(
+        self, pool: str, requests: Sequence[SettleRequest]
+    ) -> list[Settlement | None]:
+        """None: that one is not plain."""
+        script_keys, arguments = together.settlement(pool, requests, self._today())
+        replies = await self._run(scripts.SETTLE_ALL, script_keys, arguments)
+        return [
+            Settlement(reply[1], reply[2], first=True) if reply[0] == _SETTLED_NOW else None
+            for reply in replies
+        ]
 
     def _settlement(self, request: SettleRequest, pools: Sequence[str]) -> tuple[list[str], list[str | int]]:
         script_keys = [
@@ -332,7 +353,7 @@ class RedisScheduler:
                 grant.step,
                 pool,
                 request.hold_micro_usd,
-                _note_of(request),
+                note_of(request),
                 RESERVATION_TTL_MS,
                 request.tokens,
                 request.candidates.index(grant.candidate) if grant.candidate in request.candidates else 0,
@@ -510,17 +531,6 @@ def _polled(waiting: Waiting, reply: Sequence[Any]) -> Grant | Waiting | None:
 def _notice_of(payload: str) -> GrantNotice:
     request_id, step, _candidate, fence, expiry_ms, address, replica_id = payload.split("|", maxsplit=6)
     return GrantNotice(request_id, int(step), int(fence), int(expiry_ms), address, replica_id)
-
-
-def _note_of(request: AdmitRequest) -> str:
-    """What `reap` needs of a request whose gateway is gone."""
-    return orjson.dumps(
-        {
-            "rates": [(rate.bucket, rate.increment_us) for rate in request.rates],
-            "budgets": request.budget_names,
-            "note": request.note,
-        }
-    ).decode()
 
 
 def _parse_note(row: str | None) -> tuple[list[tuple[str, int]], tuple[tuple[str, str], ...], str]:

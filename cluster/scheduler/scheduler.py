@@ -47,6 +47,7 @@ REBUILD_GRACE_MS = 3_000
 """After data loss: gateways renew every second, so all that live have brought their holds back by then."""
 
 CLASSES = tuple(PriorityClass)
+CLASS_NUMBERS = {each: number for number, each in enumerate(CLASSES)}
 
 
 class Scheduler(Protocol):

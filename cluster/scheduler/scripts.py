@@ -48,9 +48,11 @@ def _text_of(name: str) -> str:
 
 
 ADMIT = LuaScript("admit")
+ADMIT_ALL = LuaScript("admit_all")
 POLL = LuaScript("poll")
 RENEW = LuaScript("renew")
 SETTLE = LuaScript("settle")
+SETTLE_ALL = LuaScript("settle_all")
 SWEEP = LuaScript("sweep")
 REAP = LuaScript("reap")
 HEARTBEAT = LuaScript("heartbeat")

@@ -345,7 +345,7 @@ class Call:
 
     def _pools(self) -> tuple[str, ...]:
         return tuple(
-            {candidate.pool: None for candidate in self.decision.candidates} | {self._candidate().pool: None}
+            {self._candidate().pool: None} | {candidate.pool: None for candidate in self.decision.candidates}
         )
 
 

@@ -6,7 +6,7 @@ this description may still get 400, and one that does not always does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.errors import SpratError
@@ -104,8 +104,10 @@ MODEL: Json = {
 STATE: Json = {"type": "object", "properties": {"state": {"type": "string"}}, "required": ["state"]}
 
 
-def openapi(endpoints: Mapping[str, Endpoint], version: str) -> Json:
-    """The whole document. `endpoints`: by the path that clients use."""
+def openapi(endpoints: Mapping[str, Endpoint], version: str, models: Sequence[str] = ()) -> Json:
+    """The whole document. `endpoints`: by the path that clients use; `models`: what `model` may say
+    (`Router.names`), any string if it is empty."""
+    model = {"enum": list(models)} if models else {"type": "string", "minLength": 1, "maxLength": 128}
     return {
         "openapi": "3.1.0",
         "info": {"title": "sprat", "version": version},
@@ -118,13 +120,11 @@ def openapi(endpoints: Mapping[str, Endpoint], version: str) -> Json:
             "schemas": {"Error": OPENAI_ERROR, "AnthropicError": ANTHROPIC_ERROR, "Model": MODEL},
         },
         "paths": {
-            **{path: {"post": _call(path, endpoint)} for path, endpoint in endpoints.items()},
+            **{path: {"post": _call(path, endpoint, model)} for path, endpoint in endpoints.items()},
             "/v1/models": {"get": _page("Everything that `model` may say.", _list_of_models())},
             "/v1/models/{name}": {
                 "get": _page("One of them.", {"$ref": "#/components/schemas/Model"}),
-                "parameters": [
-                    {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-                ],
+                "parameters": [{"name": "name", "in": "path", "required": True, "schema": model}],
             },
             "/livez": {"get": _page("Whether the process answers.", STATE) | {"security": []}},
             "/readyz": {"get": _page("Whether calls can be served.", STATE) | {"security": []}},
@@ -132,11 +132,12 @@ def openapi(endpoints: Mapping[str, Endpoint], version: str) -> Json:
     }
 
 
-def _call(path: str, endpoint: Endpoint) -> Json:
+def _call(path: str, endpoint: Endpoint, model: Json) -> Json:
     content: Json = {"application/json": {"schema": {"type": "object"}}}
     if endpoint.stream is not None:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     body = object_schema(endpoint.fields, endpoint.required)
+    body["properties"]["model"] = model
     return {
         "operationId": path.strip("/").replace("/", "_"),
         "parameters": HEADERS,

@@ -55,7 +55,7 @@ def pages(router: Router, admission: Admission, authenticator: Authenticator) ->
             return _json({"state": "degraded", "reason": "Redis does not answer"} | known)
         return _json({"state": "Redis does not answer, and every key has a budget"} | known, 503)
 
-    description = openapi(ENDPOINTS, version())
+    description = openapi(ENDPOINTS, version(), router.names())
 
     async def api(_: Request) -> Response:
         return _json(description)

@@ -160,7 +160,7 @@ async def test_errors_have_openais_shape(
 
     assert (response.status, error["code"]) == (status, code)
     assert set(error) == {"message", "type", "param", "code"}
-    assert await gateway.leases() == 0
+    await gateway.until_no_lease()
 
 
 async def test_unknown_routes_and_methods(gateway: GatewayUnderTest) -> None:

@@ -23,6 +23,7 @@ from cluster.clock import ManualClock
 from cluster.scheduler.memory_scheduler import GRANTS_AT_ONCE, MemoryScheduler
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import Scheduler
+from cluster.scheduler.together import is_plain
 from cluster.types import (
     LOCAL_FENCE,
     AdmitRequest,
@@ -239,6 +240,94 @@ class Schedulers(RuleBasedStateMachine):
             number = self.calls_of_this_life
             self.calls_of_this_life += 1
             self.ask(admit_request(f"r{number}", note=f"note|{number}", **shared))
+
+    @rule(rng=RANDOMS)
+    def admit_together(self, rng):
+        """By one script, as far as that is plain. What it leaves must be as if it had not been there."""
+        if not self.url:
+            return
+        pool = rng.choice(POOLS)
+        others = [candidate(other) for other in POOLS if other != pool]
+        requests = []
+        for _ in range(rng.choice([1, 2, 3, 6])):
+            number = self.calls_of_this_life
+            self.calls_of_this_life += 1
+            tenant = rng.choice(list(WEIGHTS))
+            money = rng.choice([(), ("rich",), ("rich", "poor")])
+            candidates = (candidate(pool), *rng.choice([(), others]))
+            requests.append(
+                admit_request(
+                    f"r{number}",
+                    note=f"note|{number}",
+                    candidates=candidates,
+                    placements=tuple(rng.choice(PLACEMENTS) for _ in candidates),
+                    tokens=rng.choice([1, 10, 100, 400]),
+                    tenant=tenant,
+                    weight=WEIGHTS[tenant],
+                    gateway=f"g{tenant}",
+                    rates=rng.choice(RATES),
+                    budgets=tuple(BUDGETS[name] for name in money),
+                    hold_micro_usd=rng.choice([0, 1, 100, 400]),
+                    checked=bool(money),
+                    queue=rng.choice(TERMS),
+                )
+            )
+        if rng.choice([True, False, False]) and self.requests:
+            again = self.requests[rng.choice(sorted(self.requests))]
+            requests.append(replace(requests[0], request_id=again.request_id))
+        requests += rng.choice([[], [], requests[:1]])
+        assert all(map(is_plain, requests))
+        alone = []
+        for request, answer in zip(
+            requests, self.runner.run(self.redis._admit_together(requests)), strict=True
+        ):
+            self.calls_made[f"together: {type(answer).__name__}"] += 1
+            if answer is None:
+                alone.append(request)
+                continue
+            self.granted.clear()
+            assert finished(self.twin.admit(request)) == answer
+            assert not self.granted
+            self.requests[request.request_id] = request
+            self.model.admitted(request, answer, self.now_ms)
+            self.grants.append(answer)
+        for request in alone:
+            if request.request_id not in self.requests:
+                self.ask(request)
+
+    @rule(rng=RANDOMS)
+    def settle_together(self, rng):
+        """By one script, as far as that is plain."""
+        if not self.url:
+            return
+        pool = rng.choice(POOLS)
+        among = self.model.open_calls if rng.choice([True, True, True, False]) else sorted(self.requests)
+        names = [rng.choice(among) for _ in range(rng.choice([1, 2, 5])) if among]
+        settles = [
+            settle_request(
+                name,
+                rng.choice([0, 1, 100, 500]),
+                saved_micro_usd=rng.choice([0, 7, -7]),
+                budgets=tuple((line.owner, line.window) for line in self.requests[name].budgets),
+                rates=tuple(
+                    (rate.bucket, rng.choice([0, 50_000, -200_000])) for rate in self.requests[name].rates
+                ),
+                pools=(pool, *POOLS),
+            )
+            for name in names
+        ]
+        if not settles:
+            return
+        answers = self.runner.run(self.redis._settle_together(pool, settles))
+        for settle, answer in zip(settles, answers, strict=True):
+            self.calls_made[f"together: {type(answer).__name__}"] += 1
+            if answer is None:
+                continue
+            self.granted.clear()
+            assert finished(self.twin.settle(settle)) == answer
+            assert not self.granted
+            self.model.settled(settle, answer, self.now_ms)
+            self.waiting.pop(settle.request_id, None)
 
     calls_of_this_life = 0
 
@@ -508,6 +597,8 @@ def live(schedulers: type[Schedulers], lives: int) -> None:
 
 
 WALK = {
+    "admit_together": 8,
+    "settle_together": 6,
     "admit": 12,
     "settle": 10,
     "time_passes": 8,

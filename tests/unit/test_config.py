@@ -57,7 +57,7 @@ def test_the_examples_pass(path: Path) -> None:
         ({"tiers": ["small", "middle", "large"]}, "tiers", "'middle' has no pool"),
         ({"pools__specialist__task": "embed"}, "tiers", "'small' has no pool that generates"),
         ({"pools__specialist__task": "embed"}, "pools.specialist.adapters", "takes no adapters"),
-        ({"pools__specialist__task": "embed"}, "router.rules.1.to", "no pool that generates"),
+        ({"pools__specialist__task": "embed"}, "router.rules.1.to", "no pool serves 'intent'"),
         (
             {"pools__specialist__task": "embed", "pools__reserve__base_model": "tiny"},
             "pools.specialist.task",

@@ -66,7 +66,7 @@ def test_tokenizing_is_free_and_needs_no_salt() -> None:
     assert sent(DETOKENIZE, {"model": "auto", "tokens": [1, 2]}) == {"model": "small-base", "tokens": [1, 2]}
     for endpoint, body in ((TOKENIZE, chat), (DETOKENIZE, {"model": "auto", "tokens": [1]})):
         features = endpoint.features(body, None)
-        assert (features.kind, features.tokens_at_most(0)) == (RequestKind.COUNT, 0)
+        assert (features.kind, features.tokens_at_most(0)) == (RequestKind.TOKENIZE, 0)
         assert endpoint.usage_of(b'{"count": 1}') == Usage(0, 0)
         with pytest.raises(EngineFailed):
             endpoint.usage_of(b"no")

@@ -34,6 +34,7 @@ ITEMS: list[dict[str, Any]] = [
         "status": "completed",
         "namespace": None,
         "caller": None,
+        "async_": None,
     },
     {"type": "function_call_output", "call_id": "c", "output": "sunny"},
     {"role": "user", "content": "So?"},

@@ -13,6 +13,7 @@ from cluster.router.features import (
     embedding_features,
     message_features,
     response_features,
+    tokenize_features,
 )
 from cluster.types import RequestFeatures, RequestKind
 
@@ -151,11 +152,14 @@ def test_of_embeddings_and_counts() -> None:
     assert (embedding.prompt_tokens_estimate, embedding.longest_prompt_tokens) == (300, 200)
     assert (embedding.kind, embedding.max_tokens) == (RequestKind.EMBED, 0)
 
-    for body in (
-        {"prompt": "x" * 400},
-        {"system": "x" * 200, "messages": [{"role": "user", "content": "y" * 200}]},
+    messages = {"system": "x" * 200, "messages": [{"role": "user", "content": "y" * 200}]}
+    for features_of, body, kind in (
+        (tokenize_features, {"prompt": "x" * 400}, RequestKind.TOKENIZE),
+        (tokenize_features, messages, RequestKind.TOKENIZE),
+        (count_features, messages, RequestKind.COUNT),
     ):
-        count = count_features({"model": "auto"} | body)
+        count = features_of({"model": "auto"} | body)
+        assert count.kind is kind
         assert (count.prompt_tokens_estimate, count.longest_prompt_tokens) == (100, 0)
         assert count.tokens_at_most(0) == 0
 

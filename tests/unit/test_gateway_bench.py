@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from time import process_time
 from xml.etree import ElementTree as ET
 
+import psutil
 import pytest
 
 from loadtest.__main__ import main
@@ -27,6 +29,7 @@ from loadtest.saved_report import save
 from loadtest.stub_engine import serve
 from loadtest.systems import Mode, Skip, System, parse_skip, parse_system
 from loadtest.table import table
+from loadtest.turns import pause, resume, turn_of
 
 REQUIRED_FIELDS = {
     *("system", "mode", "concurrency", "requests_per_s", "p50_ms", "p99_ms"),
@@ -312,6 +315,42 @@ class TestRun:
         report = json.loads(out)
         assert [(each["mode"], each["errors"]) for each in report["rows"]] == [("unary", 0), ("stream", 0)]
         assert report["skipped"] == [{"system": "litellm", "reason": "no wheel"}]
+
+
+class TestTurns:
+    @pytest.fixture
+    def restless(self) -> Iterator[System]:
+        process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        yield System("ray-serve", "http://127.0.0.1:9", "K", "m", pause_pids=(process.pid, NO_PROCESS))
+        process.kill()
+        process.wait()
+
+    async def until_stopped(self, system: System, *, stopped: bool = True) -> None:
+        """A signal takes a moment to arrive."""
+        process = psutil.Process(system.pause_pids[0])
+        async with asyncio.timeout(5):
+            while (process.status() == psutil.STATUS_STOPPED) is not stopped:
+                await asyncio.sleep(0.01)
+
+    async def test_a_system_runs_in_its_turn_only(self, restless):
+        pause(restless)
+        await self.until_stopped(restless)
+        async with turn_of(restless):
+            await self.until_stopped(restless, stopped=False)
+        await self.until_stopped(restless)
+        resume(restless)
+        await self.until_stopped(restless, stopped=False)
+
+    async def test_it_is_stopped_again_after_an_error(self, restless):
+        with pytest.raises(ZeroDivisionError):
+            async with turn_of(restless):
+                raise ZeroDivisionError
+        await self.until_stopped(restless)
+
+    async def test_all_run_when_the_bench_has_ended(self, restless):
+        report = await run(Plan(systems=(restless,), modes=(Mode.UNARY,), timeout_s=1), tell=lambda _: None)
+        assert report["skipped"][0]["system"] == "ray-serve"  # nobody listens there
+        await self.until_stopped(restless, stopped=False)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -132,7 +133,7 @@ class TestServerProcess:
 
 class TestIdle:
     async def test_a_busy_process_is_seen(self):
-        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])  # noqa: ASYNC220
         try:
             shown = await idle_cpu_percent(
                 [
@@ -163,6 +164,9 @@ class TestWhatTheLoadGeneratorIsTold:
         assert (read.model, read.model_paced) == ("auto", "slow")
         assert (read.pids, read.store_pids) == ((1, 2), (3,))
         assert more == ["--version", "sprat=0.1.0"]
+        assert read.pause_pids == ()
+        paused = parse_system(replace(system, pause=True).flags()[1])
+        assert paused.pause_pids == (1, 2, 3, 4)
 
     def test_every_flag_is_one_that_it_takes(self):
         parser = argparse.ArgumentParser()

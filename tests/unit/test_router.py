@@ -12,6 +12,7 @@ from cluster.router.features import (
     completion_features,
     count_features,
     embedding_features,
+    tokenize_features,
 )
 from cluster.router.router import Router, escalation
 from cluster.types import Decision
@@ -239,8 +240,20 @@ def test_generation_never_lands_on_an_embedding_pool() -> None:
 
 def test_counting_is_free_and_fits_every_context() -> None:
     router = with_embeddings()
-    for model, served in (("small", "tiny"), ("minilm", "minilm"), ("auto", "huge"), ("intent", "intent@2")):
-        decision = router.route(count_features({"model": model, "prompt": "word " * 10_000}))
-        assert decision.first.model == served
-        assert decision.hold_micro_usd == 0
-        assert decision.large_price.cost_micro_usd(1000, 1000) == 0
+    for features_of, body in (
+        (tokenize_features, {"prompt": "word " * 10_000}),
+        (count_features, {"messages": [{"role": "user", "content": "word " * 10_000}]}),
+    ):
+        for model, served in (("small", "tiny"), ("auto", "huge"), ("intent", "intent@2")):
+            decision = router.route(features_of({"model": model} | body))
+            assert decision.first.model == served
+            assert decision.hold_micro_usd == 0
+            assert decision.large_price.cost_micro_usd(1000, 1000) == 0
+
+
+def test_an_embedding_model_tokenizes_and_has_no_conversations_to_count() -> None:
+    router = with_embeddings()
+
+    assert router.route(tokenize_features({"model": "minilm", "prompt": "a"})).first.model == "minilm"
+    with pytest.raises(InvalidRequest, match="makes embeddings only"):
+        router.route(count_features({"model": "minilm", "messages": [{"role": "user", "content": "a"}]}))

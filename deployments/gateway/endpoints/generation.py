@@ -28,7 +28,7 @@ from deployments.gateway.endpoints.checks import (
     text,
 )
 from deployments.gateway.endpoints.json_schema import json_schema
-from deployments.gateway.endpoints.tolerated import OPENAI
+from deployments.gateway.endpoints.tolerated import CHAT, OPENAI
 
 MAX_OUTPUT_TOKENS = 1_000_000
 MAX_SEQUENCES = 16
@@ -146,4 +146,4 @@ SAMPLING_FIELDS: dict[str, Check] = OPENAI | {
     "response_format": described(_response_format, schema_of(_FORMAT)),
 }
 
-_LEFT_OUT = OURS | OPENAI.keys() | {"modalities"}
+_LEFT_OUT = OURS | CHAT.keys()

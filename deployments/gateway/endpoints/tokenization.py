@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from cluster.errors import EngineFailed, InvalidRequest
-from cluster.router.features import count_features
+from cluster.router.features import tokenize_features
 from cluster.types import Candidate, Usage
 from deployments.gateway.endpoints.chat import messages
 from deployments.gateway.endpoints.checks import (
@@ -72,7 +72,7 @@ TOKENIZE = Endpoint(
     fields=TOKENIZE_FIELDS,
     required=TOKENIZE_REQUIRED,
     parse=tokenize_body,
-    features=count_features,
+    features=tokenize_features,
     engine_body=uncharged_engine_body,
     usage_of=no_usage,
 )
@@ -81,7 +81,7 @@ DETOKENIZE = Endpoint(
     fields=DETOKENIZE_FIELDS,
     required=DETOKENIZE_REQUIRED,
     parse=detokenize_body,
-    features=count_features,
+    features=tokenize_features,
     engine_body=uncharged_engine_body,
     usage_of=no_usage,
 )

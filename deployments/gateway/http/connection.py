@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
@@ -16,7 +17,15 @@ from typing import TYPE_CHECKING
 import httptools
 
 from deployments.gateway.http.message import Request
-from deployments.gateway.http.rules import Refused, add_header, check_head, path_of, too_large
+from deployments.gateway.http.rules import (
+    Refused,
+    add_header,
+    check_head,
+    check_method,
+    has_body,
+    path_of,
+    too_large,
+)
 from deployments.gateway.http.wire_reply import WireReply, refusal
 
 if TYPE_CHECKING:
@@ -40,10 +49,15 @@ class _Message:
     header_bytes: int = 0
     headers_done: bool = False
     received_bytes: int = 0
+    overhead_bytes: int = 0
+    """Since the headers, or the last byte of the body: extensions of chunks, trailers."""
+
     method: str = ""
     version: str = ""
     keep_alive: bool = False
     awaits_continue: bool = False
+    is_cut_short: bool = False
+    """The parser ended it before its body."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -99,11 +113,9 @@ class HttpConnection(asyncio.Protocol):
         message = self._message
         if message is not None:
             message.received_bytes += len(data)
+            message.overhead_bytes += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # The request stands as it is, and is answered in HTTP/1.1; after it comes another protocol.
-            self._deaf = True
+            self._feed(data)
         except httptools.HttpParserError as error:
             if not self._deaf:
                 self._refuse(Refused(400, "malformed_request", f"The request is not HTTP/1.1: {error}."))
@@ -112,9 +124,29 @@ class HttpConnection(asyncio.Protocol):
         if self._waiting:
             if self._reply is None:
                 self._next()
-            elif not self._reading_paused:
-                self._reading_paused = True
-                self._transport.pause_reading()
+            else:
+                self._stop_reading()
+
+    def _feed(self, data: bytes) -> None:
+        """An upgrade is not followed: the request is answered in HTTP/1.1, as the last of its connection. The
+        parser takes such a request for complete at the end of its headers. Where it has a body, another
+        parser is told how that is framed."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            message = self._message
+            if message is None or not message.is_cut_short:
+                self._deaf = True
+                return
+            message.is_cut_short = False
+            length = self._headers.get(b"content-length")
+            framing = b"transfer-encoding: chunked" if length is None else b"content-length: " + length
+            self._parser = httptools.HttpRequestParser(self)
+            self._deaf = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
+            self._deaf = False
+            with suppress(httptools.HttpParserUpgrade):  # of a request after it, which is not seen
+                self._parser.feed_data(data[upgrade.args[0] :])
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -124,10 +156,13 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        if not self._closing:
-            self.deadline_s = inf if self._reply is not None else self._loop.time() + self._limits.idle_s
+        if self._closing or self._transport.is_closing():
+            return
         if self._reply is not None:
+            self.deadline_s = inf
             self._reply.go_on()
+        else:
+            self._next()
 
     # httptools
 
@@ -142,7 +177,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         message = self._message
-        if message is not None:
+        if message is not None and not self._deaf:
             message.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -165,15 +200,19 @@ class HttpConnection(asyncio.Protocol):
         message.headers_done = True
         message.method = parser.get_method().decode("latin-1")
         message.version = parser.get_http_version()
-        message.keep_alive = parser.should_keep_alive()
+        message.overhead_bytes = 0
+        upgrades = parser.should_upgrade()
+        message.keep_alive = parser.should_keep_alive() and not upgrades
         try:
+            check_method(message.method)
             awaits_continue = check_head(
                 message.version, self._headers, message.header_bytes, len(message.url), self._limits
             )
         except Refused as refused:
             self._refuse(refused)
             return
-        if self._reply is None:
+        message.is_cut_short = upgrades and has_body(self._headers)
+        if self._reply is None and not self._waiting:
             self.deadline_s = self._loop.time() + self._limits.body_s
             if awaits_continue:
                 self._transport.write(CONTINUE)
@@ -181,8 +220,10 @@ class HttpConnection(asyncio.Protocol):
             message.awaits_continue = awaits_continue  # its turn has not come
 
     def on_body(self, body: bytes) -> None:
-        if self._deaf:
+        message = self._message
+        if message is None or self._deaf:
             return
+        message.overhead_bytes = 0
         if len(self._body) + len(body) > self._limits.body_bytes:
             self._refuse(too_large(self._limits))
         elif not self._body:
@@ -193,8 +234,13 @@ class HttpConnection(asyncio.Protocol):
             self._body += body
 
     def on_message_complete(self) -> None:
-        message, self._message = self._message, None
-        if message is None or self._deaf:
+        message = self._message
+        if message is None or self._deaf or message.is_cut_short:
+            return
+        self._message = None
+        # The first of this packet is not yet answered, but waits for no other.
+        if len(self._waiting) >= self._limits.pipelined + (self._reply is None):
+            self._refuse(Refused(400, "too_many_pipelined", "Too many requests before the first answer."))
             return
         try:
             path, query = path_of(message.url)
@@ -206,8 +252,6 @@ class HttpConnection(asyncio.Protocol):
         self._waiting.append((request, message))
         if not message.keep_alive:
             self._deaf = True
-        elif len(self._waiting) > self._limits.pipelined:
-            self._refuse(Refused(400, "too_many_pipelined", "Too many requests before the first answer."))
 
     # Rules
 
@@ -220,6 +264,10 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(Refused(431, "headers_too_large", "The request's headers are too large."))
         elif message.received_bytes > OVERHEAD_OF_CHUNKS * self._limits.body_bytes + self._limits.head_bytes:
             self._refuse(too_large(self._limits))
+        elif message.overhead_bytes > self._limits.head_bytes:
+            self._refuse(
+                Refused(431, "headers_too_large", "The body's extensions or trailers are too large.")
+            )
 
     def _refuse(self, refused: Refused) -> None:
         """In its turn; it is the last answer of this connection."""
@@ -244,11 +292,15 @@ class HttpConnection(asyncio.Protocol):
     # Answers, one after the other
 
     def _next(self) -> None:
-        """Nothing is being answered: begin with what waits."""
+        """Nothing is being answered: begin with what waits. Not while the client leaves its answers unread:
+        more of them would pile up here."""
+        if not self._waiting and (self._deaf or self._listener.draining):
+            self.close()
+            return
+        if self._writing_paused:
+            self._stop_reading()
+            return
         if not self._waiting:
-            if self._deaf or self._listener.draining:
-                self.close()
-                return
             self._listen_on()
             return
         first = self._waiting.popleft()
@@ -265,8 +317,6 @@ class HttpConnection(asyncio.Protocol):
             without_body=message.method == "HEAD",
             close=not message.keep_alive,
         )
-        if self._writing_paused:
-            self._reply.hold_back()
         self._task = self._loop.create_task(self._answer(request, self._reply))
 
     def _linger(self) -> None:
@@ -278,9 +328,7 @@ class HttpConnection(asyncio.Protocol):
         self._closing = True
         self.deadline_s = self._loop.time() + LINGER_S
         self._transport.write_eof()
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+        self._read_on()
 
     def _listen_on(self) -> None:
         now_s = self._loop.time()
@@ -292,6 +340,14 @@ class HttpConnection(asyncio.Protocol):
             if message.awaits_continue:
                 message.awaits_continue = False
                 self._transport.write(CONTINUE)
+        self._read_on()
+
+    def _stop_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _read_on(self) -> None:
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -317,7 +373,10 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._deaf = True
             self._waiting.clear()
-            self.close()
+            if self._reading_paused:  # unread bytes: see _linger
+                self._linger()
+            else:
+                self.close()
 
     # For the listener
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
@@ -13,6 +14,8 @@ from deployments.gateway.http.connection import HttpConnection
 from deployments.gateway.http.limits import HttpLimits
 from deployments.gateway.http.message import Handler
 from deployments.gateway.tasks import end_task
+
+logger = logging.getLogger("ray.serve")
 
 SWEEP_S = 1.0
 BACKLOG = 2048
@@ -38,7 +41,12 @@ class Listener:
 
     async def start(self) -> None:
         self._server = await self.loop.create_server(
-            lambda: HttpConnection(self), sock=self._sock, ssl=self._tls, backlog=BACKLOG
+            lambda: HttpConnection(self),
+            sock=self._sock,
+            ssl=self._tls,
+            # Until then the connection is not ours to count.
+            ssl_handshake_timeout=self.limits.head_s if self._tls is not None else None,
+            backlog=BACKLOG,
         )
         self._sweeper = asyncio.create_task(self._sweep())
 
@@ -92,4 +100,8 @@ class Listener:
             self.date = formatdate(time.time(), usegmt=True)
             now_s = self.loop.time()
             for connection in [each for each in self._connections if each.deadline_s < now_s]:
-                connection.expire()
+                try:
+                    connection.expire()
+                except Exception:  # without the sweeper no connection would have an end
+                    logger.exception("a connection could not be closed in its way")
+                    connection.abort()

@@ -22,6 +22,8 @@ ONCE = frozenset(
 )
 """Two of them mean two readings of one request."""
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 
 @dataclass(frozen=True)
 class Refused(Exception):
@@ -32,9 +34,15 @@ class Refused(Exception):
     message: str
 
 
+def check_method(method: str) -> None:
+    """The parser also takes those of CONNECT, WebDAV, RTSP and ICE. Raises Refused."""
+    if method not in METHODS:
+        raise Refused(400, "method_unknown", f"Use one of {', '.join(sorted(METHODS))}.")
+
+
 def add_header(headers: dict[bytes, bytes], name: bytes, value: bytes) -> None:
     """Raises Refused."""
-    name = name.lower()
+    name, value = name.lower(), value.rstrip(b" \t")  # the parser takes the white space before it
     if name not in headers:
         headers[name] = value
         return
@@ -61,7 +69,12 @@ def check_head(
         return False
     if expect.lower() != b"100-continue":
         raise Refused(417, "expectation_failed", "Only Expect: 100-continue is understood.")
-    return version == "1.1" and (b"content-length" in headers or b"transfer-encoding" in headers)
+    return version == "1.1" and has_body(headers)
+
+
+def has_body(headers: dict[bytes, bytes]) -> bool:
+    """Of a request whose head was checked."""
+    return b"transfer-encoding" in headers or int(headers.get(b"content-length", b"0")) > 0
 
 
 def _check_host(host: bytes | None, version: str, known: frozenset[bytes]) -> None:
@@ -94,6 +107,8 @@ def path_of(url: bytes) -> tuple[str, bytes]:
     not matter here. Raises Refused."""
     query = b""
     path = url
+    if b"#" in url:
+        raise Refused(400, "url_malformed", "The request target holds a fragment (#).")
     if not url.startswith(b"/"):
         if url == b"*":
             return "*", b""

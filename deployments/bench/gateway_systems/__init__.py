@@ -1,0 +1,1 @@
+"""What `sprat bench gateway` compares: each system before the same stub engine, in processes of its own."""
