@@ -168,7 +168,7 @@ class _Connection(asyncio.Protocol):
             if self._received:
                 received, self._received = self._received, []
                 answer.take(received[0] if len(received) == 1 else b"".join(received))
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._lose(answer, EngineFailed("The engine sent an answer that is not HTTP."))
         except Exception as failure:
             self._lose(answer, failure)
@@ -194,19 +194,27 @@ class _Connection(asyncio.Protocol):
     # httptools
 
     _is_whole = False
+    _is_spoiled = False
+
+    def on_message_begin(self) -> None:
+        if self._answer is not None and (self._is_whole or self._answer.is_complete):
+            # A second answer to one request: not for this call, and not for the next.
+            self._is_spoiled = True
+            self._keep_alive = False
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if self._answer is None or status < 200:
+        if self._answer is None or self._is_spoiled or status < 200:
             return
         self._answer.status = status
         self._answer.tell()
 
     def on_body(self, body: bytes) -> None:
-        self._received.append(body)
+        if not self._is_spoiled:
+            self._received.append(body)
 
     def on_message_complete(self) -> None:
-        if self._answer is None or not self._answer.has_begun:
+        if self._answer is None or self._is_spoiled or not self._answer.has_begun:
             return
         self._keep_alive = self._parser.should_keep_alive()
         self._is_whole = True

@@ -61,6 +61,7 @@ LENIENT_REFERENCE = (
     "Request has invalid `Transfer-Encoding`",  # white space after it, upper case
     "Duplicate Content-Length",
     "Content-Length",
+    "Invalid `Transfer-Encoding`",
     "Transfer-Encoding",
     "Pause on PRI/Upgrade",  # the preface of HTTP/2
 )
