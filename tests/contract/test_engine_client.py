@@ -98,7 +98,7 @@ async def client() -> AsyncIterator[EngineClient]:
 
 async def ask(client: EngineClient, engine: ScriptedEngine, body: bytes = b"{}") -> tuple[int, bytes]:
     """The whole answer, as a stream and not."""
-    answer = await client.post(engine.address, "/v1/x", body)
+    answer = await asyncio.wait_for(client.post(engine.address, "/v1/x", body), 5)
     try:
         return answer.status, await asyncio.wait_for(answer.read(), 5)
     finally:
@@ -299,7 +299,8 @@ async def test_an_answer_that_is_too_large_is_cut_unless_it_is_streamed(
 ) -> None:
     monkeypatch.setattr(engine_client, "MAX_ANSWER_BYTES", 1_000_000)
     body = b"x" * 3_000_000
-    engine.script = engine.answering(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    large = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    engine.script = engine.answering(large, large)
     assert len(await relay(client, engine)) == len(body)
     with pytest.raises(EngineFailed, match="too large"):
         await ask(client, engine)

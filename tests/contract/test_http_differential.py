@@ -4,22 +4,25 @@ a request reach our handler that the other does not see.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import h11
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.gateway.http.connection import HttpConnection
 from deployments.gateway.http.limits import HttpLimits
 from deployments.gateway.http.listener import Listener
 from tests.contract.test_http_listener import REFUSED, WELL_FORMED, get, post
+from tests.fault_matrix import fault
 from tests.raw_http import Answer, Echo, MemoryTransport, answers_in
 
 EXAMPLES = int(os.environ.get("SPRAT_FUZZ_EXAMPLES", "200"))
@@ -308,19 +311,26 @@ def _shuffled(draw: st.DrawFn, data: bytes) -> bytes:
     return b"\r\n".join([line, *draw(st.permutations(headers))]) + end + body
 
 
-@given(data=mutated(), cuts=st.lists(st.integers(0, 400), max_size=3))
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-@example(
-    data=b"POST / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: a\r\ncontent-length: 1\r\n\r\na",
-    cuts=[],
-)
-async def test_mutated(data: bytes, cuts: list[int]) -> None:
-    offsets = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
-    await compare([data[start:end] for start, end in pairwise(offsets)] or [data])
+@fault("requests changed at random", "never does the gateway see a request that h11 does not see")
+def test_mutated(measured: Callable[..., None]) -> None:
+    compared: Counter[str] = Counter()
+
+    @given(data=mutated(), cuts=st.lists(st.integers(0, 400), max_size=3))
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    def at_any_cut(data: bytes, cuts: list[int]) -> None:
+        offsets = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
+        packets = [data[start:end] for start, end in pairwise(offsets)]
+        outcome = runner.run(compare(packets or [data]))
+        compared.update(examples=1, seen=len(outcome.seen))
+        compared.update(refused=sum(answer.status >= 400 for answer in outcome.answers))
+
+    with asyncio.Runner() as runner:
+        at_any_cut()
+    measured(**compared)
 
 
 def test_the_reference_is_no_echo_of_ours() -> None:

@@ -36,7 +36,13 @@ from tests.contract.test_http_listener import GET, OLD, POST, code_of, post
 from tests.raw_http import Answer, Echo, answers_in
 
 SHORT = HttpLimits(
-    body_bytes=100_000, head_s=0.3, body_s=0.3, idle_s=0.3, stalled_s=0.4, connections=20, connections_per_address=15
+    body_bytes=100_000,
+    head_s=0.3,
+    body_s=0.3,
+    idle_s=0.3,
+    stalled_s=0.4,
+    connections=20,
+    connections_per_address=15,
 )
 PATIENT = HttpLimits(body_bytes=2**20)
 
@@ -123,7 +129,14 @@ class Endless:
 
 @pytest.mark.parametrize(
     ("sent", "status"),
-    [(b"", None), (GET, 200), (b"GET", 408), (GET[:-2], 408), (POST[:-1], 408), (post(b"transfer-encoding: chunked"), 408)],
+    [
+        (b"", None),
+        (GET, 200),
+        (b"GET", 408),
+        (GET[:-2], 408),
+        (POST[:-1], 408),
+        (post(b"transfer-encoding: chunked"), 408),
+    ],
 )
 async def test_a_client_that_stays_too_long_is_answered_and_closed(sent: bytes, status: int | None) -> None:
     async with listening(limits=SHORT) as running:
