@@ -40,6 +40,7 @@ class PipelinedRedis:
         self._operation_timeout_s = operation_timeout_s
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
+        self._is_closed = False
 
     async def evalsha(self, sha: str, numkeys: int, *keys_and_args: str | int) -> Any:
         return _value(await self._ask(_packed("EVALSHA", sha, numkeys, *keys_and_args), 1))
@@ -51,11 +52,14 @@ class PipelinedRedis:
         self, sha: str, calls: Sequence[tuple[Sequence[str], Sequence[str | int]]]
     ) -> list[Any]:
         """One script for several pairs of keys and arguments. Errors of the server are values."""
+        if not calls:
+            return []  # what has no reply must not wait for one
         packed = [_packed("EVALSHA", sha, len(keys), *keys, *arguments) for keys, arguments in calls]
         replies: list[Any] = await self._ask(b"".join(packed), len(packed))
         return replies
 
     async def aclose(self) -> None:
+        self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
         if self._connection is not None:
@@ -72,12 +76,20 @@ class PipelinedRedis:
 
     async def _connected(self) -> _Connection:
         """Connecting is shared by all who wait for it, and goes on when one of them leaves."""
+        if self._is_closed:
+            raise RedisConnectionError("the client was closed")
         if self._connection is not None and self._connection.is_open:
             return self._connection
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._connect())
             self._connecting.add_done_callback(_retrieve)
-        return await asyncio.shield(self._connecting)
+        connecting = self._connecting
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            if connecting.cancelled():
+                raise RedisConnectionError("the client was closed") from None
+            raise
 
     async def _connect(self) -> _Connection:
         options = self._options

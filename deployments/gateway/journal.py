@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -52,8 +52,7 @@ class JournalUnwritable(SpratError):
     code = "journal_unwritable"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Position:
+class Position(NamedTuple):
     """A place between two records: bytes into a segment. Holds for one opening of the journal: a writer
     that opens an emptied one again counts its segments from 1."""
 
@@ -188,6 +187,12 @@ class Journal:
     @property
     def bytes_kept(self) -> int:
         return self._kept
+
+    @property
+    def wants_sync(self) -> bool:
+        """Something was appended since the last `sync`, or the disk failed and should be tried again."""
+        with self._lock:
+            return self._failing or any(each.size > each.synced for each in self._segments.values())
 
     @property
     def damaged(self) -> int:

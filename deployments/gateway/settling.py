@@ -38,7 +38,8 @@ AT_ONCE = 64
 """But not more: admissions stand behind them."""
 
 ADOPT_PERIOD_S = 30.0
-BATCH = 200
+LOOK_AT_DISK_S = 1.0
+BATCH = 500
 UNSENT = 10_000
 """Cancellations that are kept while Redis is away; older ones are left to `reap`."""
 
@@ -127,7 +128,6 @@ class Settling:
                 if after == self._at:
                     return False  # Redis or the database is away
                 self._at = after
-                await asyncio.to_thread(self._journal.drop_before, after)
 
     async def close(self) -> None:
         self._start_sending()
@@ -209,37 +209,47 @@ class Settling:
     # Ledger.
 
     async def _copy(self, journal: Journal, at: Position) -> Position:
-        """One batch: to Redis what it has not acknowledged, then to the ledger. Returns how far it came."""
+        """One batch: to Redis what it has not acknowledged, then to the ledger, then out of the journal.
+        Returns how far it came. In threads as far as it goes, and in few of them: each costs the event loop
+        two switches."""
         end = journal.end
-        records = await asyncio.to_thread(journal.read, at, BATCH)
+        records = await asyncio.to_thread(_read, journal, at)
         if not records:
+            await asyncio.to_thread(journal.drop_before, end)
             return end  # what is left is damaged
         own = journal is self._journal
         entries: list[LedgerEntry] = []
         unknown: set[tuple[str, str]] = set()
         reached = at
-        for position, record in records:
+        for position, settle, booked in records:
             if own and position in self._in_flight:
                 break  # its answer is on the way
-            if not (own and position in self._acknowledged) and "settle" in record:
-                request = settle_request_of(record["settle"])
+            if settle is not None and not (own and position in self._acknowledged):
+                request = settle_request_of(settle)
                 try:
                     if await self._scheduler.settle(request) is None:
                         unknown.update(request.budgets)
                 except SchedulerUnavailable:
                     break
-            entries += _entries_of(record)
+            entries += booked
             reached = position
-        if entries and not await self._write(entries):
+        if reached == at or not await self._book(journal, entries, reached):
             return at
         self._doubt(unknown)
         if own:
-            self._acknowledged = {position for position in self._acknowledged if position > reached}
+            self._acknowledged.difference_update(
+                position for position, _, _ in records if position <= reached
+            )
         return reached
 
-    async def _write(self, entries: Sequence[LedgerEntry]) -> bool:
+    async def _book(self, journal: Journal, entries: Sequence[LedgerEntry], reached: Position) -> bool:
+        def book() -> None:
+            if entries:
+                self._ledger.append(entries)
+            journal.drop_before(reached)
+
         try:
-            await asyncio.to_thread(self._ledger.append, entries)
+            await asyncio.to_thread(book)
         except SpratError as error:
             if self._ledger_reachable:
                 logger.warning("the ledger is not reachable, the journal keeps what is owed: %s", error)
@@ -273,18 +283,29 @@ class Settling:
                     break
                 at = after
             if at >= orphan.end:
-                await asyncio.to_thread(orphan.drop_before, orphan.end)
                 await asyncio.to_thread(orphan.remove)
             else:
                 await asyncio.to_thread(orphan.close)
 
     async def _sync_loop(self) -> None:
+        look_s = 0.0  # also at how full the disk is
         while True:
             await asyncio.sleep(SYNC_PERIOD_S)
+            if not self._journal.wants_sync and time.monotonic() < look_s:
+                continue
+            look_s = time.monotonic() + LOOK_AT_DISK_S
             try:
                 await asyncio.to_thread(self._journal.sync)
             except (OSError, SpratError):
                 logger.exception("the journal could not be written to disk this time")
+
+
+def _read(
+    journal: Journal, after: Position
+) -> list[tuple[Position, dict[str, Any] | None, list[LedgerEntry]]]:
+    """In a thread: the settle of each record, if it has one, and what is to be booked."""
+    records = journal.read(after, BATCH)
+    return [(position, record.get("settle"), _entries_of(record)) for position, record in records]
 
 
 def _entries_of(record: dict[str, Any]) -> list[LedgerEntry]:

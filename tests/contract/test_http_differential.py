@@ -1,5 +1,5 @@
-"""The gateway's HTTP against h11 (uvicorn's strict parser, and independent of ours) on the same bytes. Never does
-a request reach our handler that the other does not see.
+"""The gateway's HTTP against h11 (uvicorn's strict parser, and independent of ours) on the same bytes. Never
+does a request reach our handler that the other does not see.
 """
 
 from __future__ import annotations

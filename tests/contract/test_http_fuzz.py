@@ -1,5 +1,5 @@
-"""Hostile bytes against a whole gateway: whatever comes, it lives, logs no error, leaves nothing behind, and its
-engines see only what the gateway itself wrote.
+"""Hostile bytes against a whole gateway: whatever comes, it lives, logs no error, leaves nothing behind, and
+its engines see only what the gateway itself wrote.
 
 Short in the normal run; `make prove-fuzz` runs longer and writes its counts.
 """
@@ -356,5 +356,6 @@ async def test_hostile_bytes(
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert errors == [], f"seed {SEED}"
     assert "Traceback" not in caplog.text
-    assert counts["status_200"] and counts["status_400"]
+    assert counts["status_200"]
+    assert counts["status_400"]
     measured(seed=SEED, engine_calls=engine.calls, **dict(sorted(counts.items())))
