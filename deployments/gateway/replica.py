@@ -35,7 +35,7 @@ from deployments.gateway.journal import Journal, writer_name
 from deployments.gateway.leases import LEASE_TTL_MS, LeaseKeeper
 from deployments.gateway.loop_thread import LoopThread
 from deployments.gateway.pages import pages
-from deployments.gateway.server import GatewayServer
+from deployments.gateway.server import GatewayServer, refused_by_http
 from deployments.gateway.settling import Settling
 from deployments.gateway.suspects import Suspects
 from deployments.gateway.waiting_room import WaitingRoom
@@ -120,7 +120,9 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
         request_timeout_s=config.gateway.request_timeout_s,
     )
     sock = bound_socket(config.gateway.host, config.gateway.port, reuse_port=True)
-    listener = Listener(sock, server.handle, http_limits(config.gateway), tls_context(config.gateway))
+    listener = Listener(
+        sock, server.handle, http_limits(config.gateway), tls_context(config.gateway), refused_by_http
+    )
     await listener.start()
     return RunningGateway(listener, server, context, scheduler)
 

@@ -31,6 +31,7 @@ from deployments.gateway.endpoints.all_endpoints import ENDPOINTS
 from deployments.gateway.endpoints.endpoint import Endpoint, openai_error
 from deployments.gateway.http.asgi import Application, answer_by
 from deployments.gateway.http.message import Reply, Request
+from deployments.gateway.http.rules import Refused
 from deployments.gateway.idempotency import IdempotentCall, idempotency_key
 from deployments.gateway.journal import JournalFull
 from deployments.gateway.pages import OPEN_ROUTES
@@ -216,6 +217,16 @@ def _refused(error: SpratError, endpoint: Endpoint | None) -> Answer:
         headers["allow"] = "POST"
     dialect = openai_error if endpoint is None else endpoint.error_body
     return Answer(error.status, headers, orjson.dumps(dialect(error)))
+
+
+def refused_by_http(refused: Refused) -> bytes:
+    """Body of the answer to a request that broke a rule of HTTP, in the dialect of its route."""
+    error = SpratError(refused.message, code=refused.code)
+    error.status = refused.status
+    if refused.status < SpratError.status:
+        error.error_type = "invalid_request_error"
+    endpoint = ENDPOINTS.get(refused.path)
+    return orjson.dumps((openai_error if endpoint is None else endpoint.error_body)(error))
 
 
 def _error_event(error: SpratError, endpoint: Endpoint) -> bytes:

@@ -378,3 +378,14 @@ async def test_many_calls_at_once_leave_the_books_exact(gateway: GatewayUnderTes
     load = await gateway.scheduler.pool_load("specialist")
     assert all(replica.load_requests == replica.load_tokens == 0 for replica in load.replicas)
     assert (await gateway.scheduler.spend_today()).calls == 60
+
+
+async def test_a_body_that_is_too_large_is_refused_in_the_dialect_of_its_route(
+    gateway: GatewayUnderTest,
+) -> None:
+    async with gateway.post({"messages": "x" * 3_000_000}, path="/messages") as response:
+        body = await response.json()
+
+    assert response.status == 413
+    assert body["type"] == "error"
+    assert set(body["error"]) >= {"type", "message"}

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -271,6 +271,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, refused: Refused) -> None:
         """In its turn; it is the last answer of this connection."""
+        if self._message is not None:
+            path = self._message.url.partition(b"?")[0].decode("latin-1")
+            refused = replace(refused, path=path)
         self._message = None
         self._headers, self._body = {}, b""
         self._deaf = True
@@ -305,7 +308,7 @@ class HttpConnection(asyncio.Protocol):
             return
         first = self._waiting.popleft()
         if isinstance(first, Refused):
-            self._transport.write(refusal(first))
+            self._transport.write(refusal(first, self._listener.refusal_body(first)))
             self._linger()
             return
         request, message = first

@@ -8,11 +8,14 @@ import socket
 import ssl
 import time
 from collections import Counter
+from collections.abc import Callable
 from email.utils import formatdate
 
 from deployments.gateway.http.connection import HttpConnection
 from deployments.gateway.http.limits import HttpLimits
 from deployments.gateway.http.message import Handler
+from deployments.gateway.http.rules import Refused
+from deployments.gateway.http.wire_reply import refusal_body
 from deployments.gateway.tasks import end_task
 
 logger = logging.getLogger("ray.serve")
@@ -25,8 +28,14 @@ class Listener:
     """Several processes may listen on one port (SO_REUSEPORT)."""
 
     def __init__(
-        self, sock: socket.socket, handler: Handler, limits: HttpLimits, tls: ssl.SSLContext | None = None
+        self,
+        sock: socket.socket,
+        handler: Handler,
+        limits: HttpLimits,
+        tls: ssl.SSLContext | None = None,
+        refusal_body: Callable[[Refused], bytes] = refusal_body,
     ) -> None:
+        """`refusal_body` is what a client is told whose request does not reach the handler."""
         self._sock = sock
         self._tls = tls
         self._connections: set[HttpConnection] = set()
@@ -34,6 +43,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.handler = handler
+        self.refusal_body = refusal_body
         self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.draining = False

@@ -32,6 +32,8 @@ class Refused(Exception):
     status: int
     code: str
     message: str
+    path: str = ""
+    """What was asked for, if the request came that far."""
 
 
 def check_method(method: str) -> None:

@@ -147,9 +147,8 @@ class WireReply:
         return f"{ours}{lines}{framing}{kept}\r\n".encode("latin-1", "replace")
 
 
-def refusal(refused: Refused) -> bytes:
+def refusal(refused: Refused, body: bytes) -> bytes:
     """The last answer of a connection."""
-    body = refusal_body(refused)
     head = (
         f"{STATUS_LINES[refused.status]}server: sprat\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"

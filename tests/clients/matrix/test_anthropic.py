@@ -111,7 +111,7 @@ async def test_async_stream(async_client: anthropic.AsyncAnthropic) -> None:
 
 
 def test_required_tool(client: anthropic.Anthropic) -> None:
-    message = client.messages.create(**TOOL_CALL, tool_choice={"type": "any"})
+    message = client.messages.create(**TOOL_CALL | {"max_tokens": 64}, tool_choice={"type": "any"})
 
     call = next(block for block in message.content if block.type == "tool_use")
     assert message.stop_reason in CALLED

@@ -62,7 +62,7 @@ async def test_astream(model: ChatOpenAI) -> None:
 
 
 def test_bind_tools(cluster: Cluster) -> None:
-    bound = chat_model(cluster, max_tokens=128).bind_tools([get_weather], tool_choice="required")
+    bound = chat_model(cluster, max_tokens=64).bind_tools([get_weather], tool_choice="required")
 
     call = bound.invoke(WEATHER_QUESTION).tool_calls[0]
     assert call["name"] == "get_weather"

@@ -72,7 +72,8 @@ def test_tool(tool_call: dict[str, Any]) -> None:
 
 
 def test_required_tool(tool_call: dict[str, Any]) -> None:
-    found = litellm.completion(**tool_call | {"tool_choice": "required"}).choices[0].message.tool_calls[0]
+    answer = litellm.completion(**tool_call | {"tool_choice": "required", "max_tokens": 64})
+    found = answer.choices[0].message.tool_calls[0]
 
     assert Weather.model_validate_json(found.function.arguments)
 

@@ -23,6 +23,7 @@ TOOL_CALL: dict[str, Any] = {
 NAMED: dict[str, Any] = {"type": "function", "function": {"name": "get_weather"}}
 JSON_CALL: dict[str, Any] = CALL | {"max_tokens": 128}
 
+REQUIRED: dict[str, Any] = TOOL_CALL | {"tool_choice": "required", "max_tokens": 64}
 CALLED = ("tool_calls", "length")
 """Under `required` a model this small may call again and again, until the limit ends it."""
 
@@ -125,7 +126,7 @@ def test_named_tool(client: openai.OpenAI) -> None:
 
 
 def test_required_tool(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(**TOOL_CALL, tool_choice="required", parallel_tool_calls=False)
+    answer = client.chat.completions.create(**REQUIRED, parallel_tool_calls=False)
 
     call = answer.choices[0].message.tool_calls[0]
     assert answer.choices[0].finish_reason in CALLED
