@@ -350,6 +350,7 @@ async def test_http10_never_gets_100_continue(listener: Listener) -> None:
         (b"OPTIONS * HTTP/1.1", b"OPTIONS *? "),
         (b"OPTIONS /a HTTP/1.1", b"OPTIONS /a? "),
         (b"DELETE /a HTTP/1.1", b"DELETE /a? "),
+        (b"TRACE /a HTTP/1.1", b"TRACE /a? "),
         (b"PATCH /%61%2F..//b HTTP/1.1", b"PATCH /%61%2F..//b? "),
         (b"GET /?a=%00&b=?? HTTP/1.1", b"GET /?a=%00&b=?? "),
         (b"GET http://x HTTP/1.1", b"GET /? "),

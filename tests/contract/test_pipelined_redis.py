@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+from asyncio import StreamReader as Reader
+from asyncio import StreamWriter as Writer
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +27,6 @@ pytestmark = pytest.mark.contract
 
 ECHO = "return {ARGV[1], ARGV[2] or false}"
 PICKY = "if ARGV[1] == 'bad' then return redis.error_reply('BAD') end return ARGV[1]"
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Script = Callable[[Reader, Writer], Awaitable[None]]
 
 

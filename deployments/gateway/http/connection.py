@@ -73,6 +73,7 @@ class HttpConnection(asyncio.Protocol):
         self._message: _Message | None = None
         self._headers: dict[bytes, bytes] = {}
         self._body: bytes | bytearray = b""
+        self._held_body_bytes = 0
         self._waiting: deque[tuple[Request, _Message] | Refused] = deque()
         self._reply: WireReply | None = None
         self._task: asyncio.Task[None] | None = None
@@ -97,6 +98,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 (protocol)
         self._listener.forget(self)
+        self._hold(0)
         self._deaf = True
         self._waiting.clear()
         if self._reply is not None:
@@ -249,6 +251,8 @@ class HttpConnection(asyncio.Protocol):
             return
         request = Request(message.method, path, query, self._headers, bytes(self._body), self.peer)
         self._headers, self._body = {}, b""
+        if self._held_body_bytes:
+            self._hold(0)
         self._waiting.append((request, message))
         if not message.keep_alive:
             self._deaf = True
@@ -268,12 +272,25 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(
                 Refused(431, "headers_too_large", "The body's extensions or trailers are too large.")
             )
+        elif self._body:
+            self._hold(len(self._body))
+            if self._listener.held_body_bytes > self._limits.held_body_bytes:
+                self._refuse(
+                    Refused(503, "too_many_bodies", "Too much is being sent at once. Try again later.")
+                )
+
+    def _hold(self, body_bytes: int) -> None:
+        """Of a body that did not come in one packet."""
+        self._listener.held_body_bytes += body_bytes - self._held_body_bytes
+        self._held_body_bytes = body_bytes
 
     def _refuse(self, refused: Refused) -> None:
         """In its turn; it is the last answer of this connection."""
         if self._message is not None:
             path = self._message.url.partition(b"?")[0].decode("latin-1")
             refused = replace(refused, path=path)
+        if self._held_body_bytes:
+            self._hold(0)
         self._message = None
         self._headers, self._body = {}, b""
         self._deaf = True

@@ -10,6 +10,9 @@ class HttpLimits:
     """Sizes in bytes, times in seconds."""
 
     body_bytes: int
+    held_body_bytes: int = 256 * 2**20
+    """Of all bodies that are on their way in, on all connections: senders need no key yet."""
+
     hosts: frozenset[bytes] = frozenset()
     """What the Host header may say, in lower case; empty: anything."""
 

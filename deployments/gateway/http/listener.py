@@ -47,6 +47,8 @@ class Listener:
         self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.draining = False
+        self.held_body_bytes = 0
+        """Of bodies that are on their way in."""
         self.date = formatdate(usegmt=True)
 
     async def start(self) -> None:
