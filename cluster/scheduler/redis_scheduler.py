@@ -231,9 +231,7 @@ class RedisScheduler:
                         settled[call.request_id] = settlement
         return tuple([settled.pop(each.request_id, None) or await self.settle(each) for each in requests])
 
-    async def _settle_together(
-        self, pool: str, requests: Sequence[SettleRequest]
-    ) -> list[Settlement | None]:
+    async def _settle_together(self, pool: str, requests: Sequence[SettleRequest]) -> list[Settlement | None]:
         """None: that one is not plain."""
         script_keys, arguments = together.settlement(pool, requests, self._today())
         replies = await self._run(scripts.SETTLE_ALL, script_keys, arguments)

@@ -34,6 +34,7 @@ SEGMENT_BYTES = 4 * 1024**2
 MAX_BYTES = 1024**3
 RETRY_AFTER_S = 5.0
 PROBE_BYTES = 64 * 1024
+READ_BYTES = 512 * 1024
 DIGITS = 10  # of a segment's number
 CRC_DIGITS = 8
 
@@ -386,14 +387,20 @@ class Journal:
         return self._home / f"{number:0{DIGITS}d}.jsonl"
 
     def _lines(self, start: int, end: Position) -> Iterator[tuple[Position, dict[str, Any] | None]]:
-        """Each line of a segment with the position behind it; None for a damaged one."""
-        with self._path(end.segment).open("rb") as file:
+        """Each line of a segment with the position behind it; None for a damaged one. In large pieces: every
+        read gives the interpreter away, and it is the event loop that waits for it."""
+        with self._path(end.segment).open("rb", buffering=0) as file:
             file.seek(start)
+            rest = b""
             while start < end.offset:
-                line = file.readline(end.offset - start)
-                # Without a line feed somebody cut the file short.
-                start = start + len(line) if line.endswith(b"\n") else end.offset
-                yield Position(end.segment, start), _decode(line)
+                piece = file.read(min(READ_BYTES, end.offset - start - len(rest)))
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    start += len(line) + 1
+                    yield Position(end.segment, start), _decode(line + b"\n")
+                if not piece:  # somebody cut the file short
+                    yield end, None
+                    return
 
     def _count_damage(self, position: Position) -> None:
         if position <= self._damage_seen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,3 +179,5 @@ def tune_process() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+    # The event loop waits no longer than this for the thread that copies into the ledger.
+    sys.setswitchinterval(0.001)

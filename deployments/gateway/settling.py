@@ -26,7 +26,7 @@ from deployments.gateway.tasks import end_task
 
 logger = logging.getLogger("ray.serve")
 
-COPY_PERIOD_S = 0.25
+COPY_PERIOD_S = 1.0
 SYNC_PERIOD_S = 0.05
 """What a machine that loses power may lose. A gateway that is killed loses `GATHER_S`."""
 
@@ -39,7 +39,7 @@ AT_ONCE = 64
 
 ADOPT_PERIOD_S = 30.0
 LOOK_AT_DISK_S = 1.0
-BATCH = 500
+BATCH = 2_000
 UNSENT = 10_000
 """Cancellations that are kept while Redis is away; older ones are left to `reap`."""
 

@@ -6,7 +6,6 @@ What Ray Serve does around it, starting and healing, is no part of a call's path
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import sys
 from pathlib import Path
@@ -14,15 +13,12 @@ from pathlib import Path
 import uvloop
 
 from deployments.bench.gateway_systems.gateway_folder import GatewayFolder
-from deployments.gateway.replica import start_gateway
+from deployments.gateway.replica import start_gateway, tune_process
 from deployments.runtime import Runtime
 
 
 async def _serve(runtime: Runtime) -> None:
     gateway = await start_gateway(runtime)
-    # As Ray Serve does in a replica that has started (RAY_SERVE_FREEZE_GC_ON_STARTUP).
-    gc.collect()
-    gc.freeze()
     told_to_end = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_end.set)
     await told_to_end.wait()
@@ -30,4 +26,5 @@ async def _serve(runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
+    tune_process()
     uvloop.run(_serve(GatewayFolder(Path(sys.argv[1])).runtime()))
