@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -36,6 +38,12 @@ from tests.builders import NOON_MS
 from tests.fault_matrix import configure_fault_matrix, measured, pytest_addoption, recovered  # noqa: F401 (hooks)
 from tests.postgres import RunningPostgres, start_postgres
 from tests.stopped_time import StoppedServer, stop_time
+
+# On a busy machine of two cores examples are slow; that says nothing about the code.
+hypothesis_settings.register_profile(
+    "slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("slow machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
