@@ -8,8 +8,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import lru_cache
 
+from cluster.clock import DAY_MS
+
 TAG = "{sch}"
-DAY_MS = 86_400_000
 
 
 def leases(pool: str) -> str:

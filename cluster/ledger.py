@@ -16,10 +16,11 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.engine import Connection, Engine
 
+from cluster.clock import DAY_MS
 from cluster.store.schema import ledger, ledger_sums
 from cluster.store.statements import in_code_points, insert_into, insert_rows
 from cluster.store.transactions import reading, writing
-from cluster.tenants import DAY_MS, MAX_MICRO_USD, BudgetWindow, key_owner, tenant_owner, window_name
+from cluster.tenants import MAX_MICRO_USD, BudgetWindow, key_owner, tenant_owner, window_name
 from cluster.types import Spend
 
 ASKED_AT_ONCE = 500

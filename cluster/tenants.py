@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 
+from cluster.clock import DAY_MS
 from cluster.types import PriorityClass
 
 KEY_PREFIX = "sk-sprat-"
-DAY_MS = 86_400_000
 
 MAX_MICRO_USD = 2**53 - 1
 """9 billion USD: the largest amount that Lua, and so Redis, counts exactly (SCHEDULER.md 1)."""

@@ -233,6 +233,8 @@ class Placement:
     slots: int = 1
 
 
+_NEUTRAL = Placement()
+
 TICKET_TTL_MS = 5_000
 """How long a place in the queue outlives the last sign of life of its gateway."""
 
@@ -276,6 +278,11 @@ class AdmitRequest:
     epoch_id: str = ""
     queue: QueueTerms | None = None
     note: str = ""
+
+    @property
+    def placement_of_each(self) -> tuple[Placement, ...]:
+        """In the order of the candidates; neutral ones where none are given."""
+        return self.placements or (_NEUTRAL,) * len(self.candidates)
 
     @property
     def budget_names(self) -> tuple[tuple[str, str], ...]:

@@ -119,6 +119,8 @@ class _Connection(asyncio.Protocol):
         self._received: list[bytes] = []
         self._keep_alive = True
         self._is_paused = False
+        self._is_whole = False
+        self._is_spoiled = False
         self.loop = asyncio.get_running_loop()
         self.is_open = True
         self.idle_since_s = 0.0
@@ -192,9 +194,6 @@ class _Connection(asyncio.Protocol):
         self.abort()
 
     # httptools
-
-    _is_whole = False
-    _is_spoiled = False
 
     def on_message_begin(self) -> None:
         if self._answer is not None and (self._is_whole or self._answer.is_complete):

@@ -52,16 +52,12 @@ class Breaker:
         elif isinstance(error, SchedulerUnavailable):
             self.failed(f"{type(error.__cause__).__name__}: {error.__cause__}")
 
-    async def guard(self, call: Callable[[], Awaitable[T]]) -> T:
-        with self:
-            return await call()
-
-    async def report(self, call: Callable[[], Awaitable[T]]) -> T:
-        """`call`, also while the breaker is open: a probe."""
+    async def probe(self, call: Awaitable[T]) -> T:
+        """As `with`, but also while the breaker is open."""
         try:
-            result = await call()
+            result = await call
         except SchedulerUnavailable as error:
-            self.failed(f"{type(error.__cause__).__name__}: {error.__cause__}")
+            self.__exit__(type(error), error, None)
             raise
         self.succeeded()
         return result

@@ -40,44 +40,55 @@ class GuardedScheduler:
     async def poll(
         self, waiting: Sequence[Waiting], ticket_ttl_ms: int
     ) -> tuple[Grant | Waiting | None, ...]:
-        return await self.breaker.guard(lambda: self._scheduler.poll(waiting, ticket_ttl_ms))
+        with self.breaker:
+            return await self._scheduler.poll(waiting, ticket_ttl_ms)
 
     async def renew(self, gateway: str, leases: Sequence[HeldLease], lease_ttl_ms: int) -> Renewal:
-        return await self.breaker.report(lambda: self._scheduler.renew(gateway, leases, lease_ttl_ms))
+        return await self.breaker.probe(self._scheduler.renew(gateway, leases, lease_ttl_ms))
 
     async def settle(self, request: SettleRequest) -> Settlement | None:
-        return await self.breaker.guard(lambda: self._scheduler.settle(request))
+        with self.breaker:
+            return await self._scheduler.settle(request)
 
     async def settle_all(self, requests: Sequence[SettleRequest]) -> tuple[Settlement | None, ...]:
         with self.breaker:
             return await self._scheduler.settle_all(requests)
 
     async def reap(self, pools: Sequence[str], *, charge_lost: bool = True) -> tuple[Lost, ...]:
-        return await self.breaker.guard(lambda: self._scheduler.reap(pools, charge_lost=charge_lost))
+        with self.breaker:
+            return await self._scheduler.reap(pools, charge_lost=charge_lost)
 
     async def heartbeat(self, state: ReplicaState) -> None:
-        await self.breaker.guard(lambda: self._scheduler.heartbeat(state))
+        with self.breaker:
+            await self._scheduler.heartbeat(state)
 
     async def deregister(self, state: ReplicaState) -> None:
-        await self.breaker.guard(lambda: self._scheduler.deregister(state))
+        with self.breaker:
+            await self._scheduler.deregister(state)
 
     async def rebuild(self, spent: Sequence[tuple[BudgetLine, int]], grace_ms: int = REBUILD_GRACE_MS) -> str:
-        return await self.breaker.guard(lambda: self._scheduler.rebuild(spent, grace_ms))
+        with self.breaker:
+            return await self._scheduler.rebuild(spent, grace_ms)
 
     async def reregister(self, request: AdmitRequest, lease: HeldLease) -> Grant | None:
-        return await self.breaker.guard(lambda: self._scheduler.reregister(request, lease))
+        with self.breaker:
+            return await self._scheduler.reregister(request, lease)
 
     async def budget_states(self, budgets: Sequence[tuple[str, str]]) -> tuple[BudgetState, ...]:
-        return await self.breaker.guard(lambda: self._scheduler.budget_states(budgets))
+        with self.breaker:
+            return await self._scheduler.budget_states(budgets)
 
     async def pool_load(self, pool: str) -> PoolLoad:
-        return await self.breaker.guard(lambda: self._scheduler.pool_load(pool))
+        with self.breaker:
+            return await self._scheduler.pool_load(pool)
 
     async def spend_today(self) -> Spend:
-        return await self.breaker.guard(self._scheduler.spend_today)
+        with self.breaker:
+            return await self._scheduler.spend_today()
 
     async def ping(self) -> None:
-        await self.breaker.guard(self._scheduler.ping)
+        with self.breaker:
+            await self._scheduler.ping()
 
     async def close(self) -> None:
         await self._scheduler.close()

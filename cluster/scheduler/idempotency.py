@@ -61,8 +61,5 @@ class IdempotencyKeys:
     async def _run(
         self, script: scripts.LuaScript, tenant: str, key_digest: str, arguments: list[str | int]
     ) -> Any:
-        async def ask() -> Any:
-            with unavailable_on_error():
-                return await script(self._client, [keys.idempotency(tenant, key_digest)], arguments)
-
-        return await self._breaker.guard(ask)
+        with self._breaker, unavailable_on_error():
+            return await script(self._client, [keys.idempotency(tenant, key_digest)], arguments)

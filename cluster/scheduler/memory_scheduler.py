@@ -54,7 +54,6 @@ REBUILDING_RETRY_MS = 1_000
 FENCES_PER_MS = 16
 FENCE_EPOCH_MS = 1_700_000_000_000
 
-_NEUTRAL = Placement()
 
 _SETTLED, _EXPIRED, _CANCELLED = "settled", "expired", "cancelled"
 
@@ -220,7 +219,7 @@ class MemoryScheduler:
         excluded = set(request.exclude_replicas)
         look_at = LOOK_AT_REPLICAS + len(excluded)
         live_tier: str | None = None
-        placements = request.placements or (_NEUTRAL,) * len(request.candidates)
+        placements = request.placement_of_each
         for candidate, placement in zip(request.candidates, placements, strict=True):
             if live_tier not in (None, candidate.tier) and not request.spill:
                 return

@@ -40,7 +40,6 @@ from cluster.types import (
     Grant,
     HeldLease,
     Lost,
-    Placement,
     PoolLoad,
     Refusal,
     RefusalReason,
@@ -56,7 +55,6 @@ from cluster.types import (
 _REFUSED, _GRANTED, _POOL_MISSING, _WAITING = 0, 1, 2, 4
 _SETTLED_NOW, _NO_SUCH_REQUEST = 1, 3
 
-_NEUTRAL = Placement()
 _MAY_NOT_WAIT = -1
 
 
@@ -125,8 +123,7 @@ class RedisScheduler:
     def _admission(self, request: AdmitRequest, pools: Sequence[str]) -> tuple[list[str], list[str | int]]:
         adapter_keys: list[str] = []
         options: list[str | int] = []
-        placements = request.placements or (_NEUTRAL,) * len(request.candidates)
-        for candidate, placement in zip(request.candidates, placements, strict=True):
+        for candidate, placement in zip(request.candidates, request.placement_of_each, strict=True):
             if candidate.adapter is not None:
                 adapter_keys.append(keys.adapter_holders(candidate.pool, candidate.adapter))
             options += (

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import orjson
 
+from cluster.clock import DAY_MS
 from cluster.config import ClusterConfig, PoolConfig, SchedulerConfig
 from cluster.cost import MICRO_USD_PER_USD, SECONDS_PER_HOUR
+from cluster.scheduler.scheduler import CLASS_NUMBERS
 from cluster.tenants import ApiKey, BudgetWindow, KeyLimits, RateLimit, key_owner, tenant_owner, window_name
 from cluster.types import (
     AdmitRequest,
@@ -25,9 +27,7 @@ from cluster.types import (
 )
 
 NANO_PER_MICRO = 1000
-_ORDER = {each: number for number, each in enumerate(PriorityClass)}
 MINUTE_US = 60_000_000
-DAY_MS = 86_400_000
 
 WINDOW_TTL_MS = {BudgetWindow.DAY: 3 * DAY_MS, BudgetWindow.MONTH: 40 * DAY_MS, BudgetWindow.TOTAL: 0}
 """How long Redis keeps a window: until nobody settles into it any more."""
@@ -112,7 +112,7 @@ class AdmissionTerms:
         """Step 0 of a call. `now_ms` only names the budget windows. The class is what the call asks for
         (`normal` if it does not), bounded by its key and tenant."""
         allowed = (wanted or PriorityClass.NORMAL, key.limits.highest_class, key.tenant_limits.highest_class)
-        priority = max(allowed, key=_ORDER.__getitem__)
+        priority = max(allowed, key=CLASS_NUMBERS.__getitem__)
         tokens = features.tokens_at_most(decision.first.max_tokens)
         return AdmitRequest(
             request_id=request_id,

@@ -15,9 +15,7 @@ from cluster.scheduler.scheduler import (
     LOOK_AT_REPLICAS,
     RESERVATION_TTL_MS,
 )
-from cluster.types import AdmitRequest, Placement, SettleRequest
-
-_NEUTRAL = Placement()
+from cluster.types import AdmitRequest, SettleRequest
 
 Command = tuple[list[str], list[str | int]]
 """Keys and arguments of a script."""
@@ -51,7 +49,7 @@ def admission(requests: Sequence[AdmitRequest]) -> Command:
     buckets, budgets = _Positions(), _Positions()
     calls: list[str | int] = []
     for request in requests:
-        placement = request.placements[0] if request.placements else _NEUTRAL
+        placement = request.placement_of_each[0]
         calls += (
             request.request_id,
             request.tokens,

@@ -164,8 +164,7 @@ class GatewayReplica:
 
     async def __serve_build_asgi_app__(self) -> Application:
         """For the route through Ray Serve's proxy (`gateway.serve_proxy_port`)."""
-        listener = self._gateway.listener
-        return AsgiFront(listener.handler, listener.limits, self._thread.loop)
+        return AsgiFront(self._gateway.listener)
 
     async def __del__(self) -> None:
         if hasattr(self, "_gateway"):

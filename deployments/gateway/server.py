@@ -32,6 +32,7 @@ from deployments.gateway.endpoints.endpoint import Endpoint, openai_error
 from deployments.gateway.http.asgi import Application, answer_by
 from deployments.gateway.http.message import Reply, Request
 from deployments.gateway.http.rules import Refused
+from deployments.gateway.http.wire_reply import error_of
 from deployments.gateway.idempotency import IdempotentCall, idempotency_key
 from deployments.gateway.journal import JournalFull
 from deployments.gateway.pages import OPEN_ROUTES
@@ -83,7 +84,7 @@ class GatewayServer:
             # Before any dispatch, on the parsed path alone (THREATS.md row 1).
             key = None if request.path in OPEN_ROUTES else await self._key_of(request)
             if endpoint is None or key is None:
-                await answer_by(self._pages, request, reply, {"key": key})
+                await answer_by(self._pages, request, reply)
             else:
                 await self._complete(request, reply, key, endpoint)
         except SpratError as error:
@@ -215,18 +216,17 @@ def _refused(error: SpratError, endpoint: Endpoint | None) -> Answer:
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = "POST"
-    dialect = openai_error if endpoint is None else endpoint.error_body
-    return Answer(error.status, headers, orjson.dumps(dialect(error)))
+    return Answer(error.status, headers, _error_body(error, endpoint))
 
 
 def refused_by_http(refused: Refused) -> bytes:
     """Body of the answer to a request that broke a rule of HTTP, in the dialect of its route."""
-    error = SpratError(refused.message, code=refused.code)
-    error.status = refused.status
-    if refused.status < SpratError.status:
-        error.error_type = "invalid_request_error"
-    endpoint = ENDPOINTS.get(refused.path)
-    return orjson.dumps((openai_error if endpoint is None else endpoint.error_body)(error))
+    return _error_body(error_of(refused), ENDPOINTS.get(refused.path))
+
+
+def _error_body(error: SpratError, endpoint: Endpoint | None) -> bytes:
+    dialect = openai_error if endpoint is None else endpoint.error_body
+    return orjson.dumps(dialect(error))
 
 
 def _error_event(error: SpratError, endpoint: Endpoint) -> bytes:

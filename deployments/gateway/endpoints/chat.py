@@ -28,6 +28,7 @@ from deployments.gateway.endpoints.generation import (
     SAMPLING_FIELDS,
     engine_body,
     generation_body,
+    reasoning_effort,
 )
 from deployments.gateway.endpoints.openai_stream import OpenAiStream, usage_of_answer
 from deployments.gateway.endpoints.tolerated import CHAT as TOLERATED
@@ -117,7 +118,7 @@ CHAT_FIELDS: dict[str, Check] = (
         "tool_choice": chat_tool_choice,
         "parallel_tool_calls": boolean,
         # For the chat templates of models that think; others leave it alone.
-        "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+        "reasoning_effort": reasoning_effort,
     }
 )
 

@@ -114,6 +114,8 @@ _FORMAT = object_of(
     {"type": one_of("text", "json_object", "json_schema"), "json_schema": _NAMED_SCHEMA}, ("type",)
 )
 
+reasoning_effort = one_of("none", "minimal", "low", "medium", "high", "xhigh")
+
 SAMPLING_FIELDS: dict[str, Check] = OPENAI | {
     "model": text(128),
     "max_tokens": integer(1, MAX_OUTPUT_TOKENS),

@@ -36,7 +36,7 @@ from deployments.gateway.endpoints.checks import (
 )
 from deployments.gateway.endpoints.endpoint import Body, Endpoint
 from deployments.gateway.endpoints.event_stream import EventNames, NamedEventStream, named
-from deployments.gateway.endpoints.generation import MAX_OUTPUT_TOKENS, passed_on
+from deployments.gateway.endpoints.generation import MAX_OUTPUT_TOKENS, passed_on, reasoning_effort
 from deployments.gateway.endpoints.json_schema import json_schema
 from deployments.gateway.endpoints.tolerated import RESPONSES as TOLERATED
 from deployments.gateway.endpoints.tools import response_tool_choice, response_tools
@@ -182,7 +182,6 @@ _FORMAT = object_of(
     },
     ("type",),
 )
-_EFFORTS = one_of("none", "minimal", "low", "medium", "high", "xhigh")
 
 RESPONSE_REQUIRED = ("model", "input")
 RESPONSE_FIELDS: dict[str, Check] = TOLERATED | {
@@ -198,7 +197,7 @@ RESPONSE_FIELDS: dict[str, Check] = TOLERATED | {
     "tool_choice": response_tool_choice,
     "parallel_tool_calls": boolean,
     "text": object_of({"format": described(_format, schema_of(_FORMAT)), "verbosity": one_of("medium")}),
-    "reasoning": object_of({"effort": _EFFORTS, "summary": one_of("auto")}),
+    "reasoning": object_of({"effort": reasoning_effort, "summary": one_of("auto")}),
     "include": list_of(one_of("reasoning.encrypted_content", "message.output_text.logprobs"), 0, 8),
     "previous_response_id": _stateless("send the earlier items in input."),
     "conversation": _stateless("send the earlier items in input."),

@@ -7,13 +7,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
-from deployments.gateway.http.limits import HttpLimits
-from deployments.gateway.http.message import Handler, Reply, Request, Source
+from deployments.gateway.http.listener import Listener
+from deployments.gateway.http.message import Reply, Request, Source
 from deployments.gateway.http.rules import Refused, add_header, check_head, path_of, too_large
-from deployments.gateway.http.wire_reply import refusal_body
 from deployments.gateway.tasks import end_task
 
 Message = MutableMapping[str, Any]
@@ -25,11 +25,8 @@ CHUNKS_KEPT = 64
 """Of an answer that the server outside has not taken; beyond it the engine is held back."""
 
 
-async def answer_by(
-    application: Application, request: Request, reply: Reply, state: Mapping[str, Any]
-) -> None:
-    """`application` answers; it sees the parsed path, never a URL made of the Host header. `state` is
-    `scope["state"]`."""
+async def answer_by(application: Application, request: Request, reply: Reply) -> None:
+    """`application` answers; it sees the parsed path, never a URL made of the Host header."""
     scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -43,7 +40,6 @@ async def answer_by(
         "headers": list(request.headers.items()),
         "client": (request.peer, 0),
         "server": None,
-        "state": dict(state),
     }
     body: list[bytes] = [request.body]
     head: tuple[int, dict[str, str]] = (500, {})
@@ -162,11 +158,12 @@ class AsgiFront:
     """An ASGI application around a handler of requests. Slower than `Listener`: every piece of an answer
     passes through the server outside."""
 
-    def __init__(self, handler: Handler, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
-        """`loop` is the handler's; the application may be called in another."""
-        self._handler = handler
-        self._limits = limits
-        self._loop = loop
+    def __init__(self, listener: Listener) -> None:
+        """With its handler, limits and words of refusal. The application may be called in another loop."""
+        self._handler = listener.handler
+        self._limits = listener.limits
+        self._refusal_body = listener.refusal_body
+        self._loop = listener.loop
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -178,7 +175,8 @@ class AsgiFront:
         try:
             request = await self._request(scope, receive)
         except Refused as refused:
-            reply.respond(refused.status, {"content-type": "application/json"}, refusal_body(refused))
+            body = self._refusal_body(replace(refused, path=scope["path"]))
+            reply.respond(refused.status, {"content-type": "application/json"}, body)
             await _send_all(reply, send)
             return
         answering = asyncio.run_coroutine_threadsafe(self._answer(request, reply), self._loop)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import orjson
 
+from cluster.errors import SpratError
 from deployments.gateway.http.message import Source
 from deployments.gateway.http.rules import Refused
 
@@ -156,9 +157,15 @@ def refusal(refused: Refused, body: bytes) -> bytes:
     return head.encode("latin-1") + body
 
 
+def error_of(refused: Refused) -> SpratError:
+    """The same as one of our errors, for every dialect."""
+    error = SpratError(refused.message, code=refused.code)
+    error.status = refused.status
+    if refused.status < SpratError.status:
+        error.error_type = "invalid_request_error"
+    return error
+
+
 def refusal_body(refused: Refused) -> bytes:
     """In OpenAI's shape of errors."""
-    kind = "server_error" if refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-    return orjson.dumps(
-        {"error": {"message": refused.message, "type": kind, "param": None, "code": refused.code}}
-    )
+    return orjson.dumps(error_of(refused).to_openai())
