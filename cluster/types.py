@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
+
+from cluster.record import record
 
 TOKENS_PER_PRICE_UNIT = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Price:
     """Integer micro-USD per million tokens, so that no price rounds to zero (SCHEDULER.md 1)."""
 
@@ -38,7 +40,7 @@ class RequestKind(StrEnum):
         return self in (RequestKind.COUNT, RequestKind.TOKENIZE)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RequestFeatures:
     """What the router may look at. Made from the body by `cluster.router.features`.
 
@@ -80,7 +82,7 @@ class RequestFeatures:
         return self.prompt_tokens_estimate + max_tokens * self.sequences
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Candidate:
     """One option of a decision. `p_success` is None where the policy has no estimate of it.
     `worst_case_micro_usd` bounds what the call can cost here: it is what a budget holds."""
@@ -102,7 +104,7 @@ class Candidate:
         return self.adapter or self.base_model
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Decision:
     """The router's answer: candidates in the order in which they may run, and why."""
 
@@ -129,7 +131,7 @@ class PriorityClass(StrEnum):
     BATCH = "batch"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Usage:
     """Tokens of one call. `estimated` when the engine could not report them (lost or cancelled)."""
 
@@ -148,7 +150,7 @@ class ReplicaPhase(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ReplicaState:
     """One entry of the replica directory, written by the replica itself with every heartbeat."""
 
@@ -188,7 +190,7 @@ class ReplicaState:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RateCharge:
     """What a call takes from one rate bucket, in GCRA's unit: us of the bucket's steady rate."""
 
@@ -197,7 +199,7 @@ class RateCharge:
     burst_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BudgetLine:
     """One budget in one window. `ttl_ms`: how long Redis keeps the window after its first call; 0: for
     ever."""
@@ -217,7 +219,7 @@ class BudgetLine:
         return self.owner, self.window
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Placement:
     """What makes one replica dearer than another for a candidate, in nano-USD: the call itself, each token
     that is outstanding there, loading the adapter where it is not resident; and `credit_nano_usd` off on the
@@ -239,7 +241,7 @@ TICKET_TTL_MS = 5_000
 """How long a place in the queue outlives the last sign of life of its gateway."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class QueueTerms:
     """How a call may wait. `longest_queue` counts its class and the more urgent ones. Times in ms. A waiter
     rises by one class for every `ageing_ms`."""
@@ -250,7 +252,7 @@ class QueueTerms:
     ageing_ms: int = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class AdmitRequest:
     """What `Scheduler.admit` needs. `step` counts the attempts of one request from 0: a retry or an
     escalation is the same request with the next step, under the money and the rates of step 0. `tokens` is
@@ -294,7 +296,7 @@ LOCAL_FENCE = 0
 """Of a grant that a gateway gave alone, while the store did not answer. Real fences are larger."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Grant:
     """A slot on a replica. `fence` makes a late holder harmless (SCHEDULER.md 6)."""
 
@@ -307,7 +309,7 @@ class Grant:
     lease_expiry_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Waiting:
     """A place in the queue of the candidate's pool. `position` 0 is the next to be served;
     `predicted_wait_ms` is 0 where the place was asked for again."""
@@ -339,7 +341,7 @@ class RefusalReason(StrEnum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Refusal:
     """No slot, nothing was taken. `retry_after_ms` 0: trying again does not help. `detail` names the rate
     bucket or the budget."""
@@ -349,7 +351,7 @@ class Refusal:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SettleRequest:
     """The end of a call. `pools` are those in which it may have a lease or a place, the likeliest first.
     `rates` says what goes back to each bucket (us; negative: more was used). `cancelled`: nothing ran, so it
@@ -365,7 +367,7 @@ class SettleRequest:
     cancelled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Settlement:
     """What was charged, in micro-USD: never more than the hold of a call with a budget. `saved` may be
     negative. `first` is False when the call had ended before: the stored result is returned."""
@@ -375,7 +377,7 @@ class Settlement:
     first: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class HeldLease:
     """A lease that its gateway renews. `dispatched`: the call was sent to an engine."""
 
@@ -383,7 +385,7 @@ class HeldLease:
     dispatched: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Renewal:
     """`kept` has one entry per lease. `epoch` is "" after data loss. `gateways` counts the living ones.
     `server` names the process that answered: another one may lack the last seconds of the one before."""
@@ -394,7 +396,7 @@ class Renewal:
     server: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Lost:
     """A request that `reap` ended, because its gateway no longer did; `note` is that of its admission,
     `budgets` are those that were charged."""
@@ -405,7 +407,7 @@ class Lost:
     budgets: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Spend:
     """Sums of one UTC day."""
 
@@ -418,7 +420,7 @@ class Spend:
     overrun_micro_usd: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BudgetState:
     """Micro-USD, as the scheduler sees them."""
 
@@ -426,7 +428,7 @@ class BudgetState:
     held_micro_usd: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PoolLoad:
     """Live counts of one pool, from the scheduler's own books. `waiting`: per class, most urgent first."""
 
@@ -435,7 +437,7 @@ class PoolLoad:
     waiting: tuple[int, int, int] = (0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class NodeState:
     """One Ray node, as placement sees it."""
 

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -48,6 +49,8 @@ hypothesis_settings.load_profile("slow machine")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Ray reads its environment when it is imported, so it is set before any test module is."""
+    # A shell starts what runs in its background deaf to Ctrl-C, and all that it starts inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="sprat-ray-", dir="/tmp"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     state = StateFolder(folder)

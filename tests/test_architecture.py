@@ -178,7 +178,7 @@ import rays
 
 
 # Inside cluster. A line may import from the lines above it; names on one line are independent.
-FOUNDATION = ("types", "errors", "clock", "keys")
+FOUNDATION = ("record", "types", "errors", "clock", "keys")
 LINES = (
     FOUNDATION,
     ("sources", "tenants"),
