@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -11,7 +11,8 @@ from cluster.record import record
 TOKENS_PER_PRICE_UNIT = 1_000_000
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Price:
     """Integer micro-USD per million tokens, so that no price rounds to zero (SCHEDULER.md 1)."""
 
@@ -40,7 +41,8 @@ class RequestKind(StrEnum):
         return self in (RequestKind.COUNT, RequestKind.TOKENIZE)
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class RequestFeatures:
     """What the router may look at. Made from the body by `cluster.router.features`.
 
@@ -82,7 +84,8 @@ class RequestFeatures:
         return self.prompt_tokens_estimate + max_tokens * self.sequences
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One option of a decision. `p_success` is None where the policy has no estimate of it.
     `worst_case_micro_usd` bounds what the call can cost here: it is what a budget holds."""
@@ -104,7 +107,8 @@ class Candidate:
         return self.adapter or self.base_model
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The router's answer: candidates in the order in which they may run, and why."""
 
@@ -131,7 +135,8 @@ class PriorityClass(StrEnum):
     BATCH = "batch"
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one call. `estimated` when the engine could not report them (lost or cancelled)."""
 
@@ -150,7 +155,8 @@ class ReplicaPhase(StrEnum):
     FAILED = "failed"
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class ReplicaState:
     """One entry of the replica directory, written by the replica itself with every heartbeat."""
 
@@ -190,7 +196,8 @@ class ReplicaState:
         }
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class RateCharge:
     """What a call takes from one rate bucket, in GCRA's unit: us of the bucket's steady rate."""
 
@@ -199,7 +206,8 @@ class RateCharge:
     burst_us: int
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class BudgetLine:
     """One budget in one window. `ttl_ms`: how long Redis keeps the window after its first call; 0: for
     ever."""
@@ -219,7 +227,8 @@ class BudgetLine:
         return self.owner, self.window
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Placement:
     """What makes one replica dearer than another for a candidate, in nano-USD: the call itself, each token
     that is outstanding there, loading the adapter where it is not resident; and `credit_nano_usd` off on the
@@ -241,7 +250,8 @@ TICKET_TTL_MS = 5_000
 """How long a place in the queue outlives the last sign of life of its gateway."""
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class QueueTerms:
     """How a call may wait. `longest_queue` counts its class and the more urgent ones. Times in ms. A waiter
     rises by one class for every `ageing_ms`."""
@@ -252,7 +262,8 @@ class QueueTerms:
     ageing_ms: int = 10_000
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class AdmitRequest:
     """What `Scheduler.admit` needs. `step` counts the attempts of one request from 0: a retry or an
     escalation is the same request with the next step, under the money and the rates of step 0. `tokens` is
@@ -296,7 +307,8 @@ LOCAL_FENCE = 0
 """Of a grant that a gateway gave alone, while the store did not answer. Real fences are larger."""
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Grant:
     """A slot on a replica. `fence` makes a late holder harmless (SCHEDULER.md 6)."""
 
@@ -309,7 +321,8 @@ class Grant:
     lease_expiry_ms: int
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """A place in the queue of the candidate's pool. `position` 0 is the next to be served;
     `predicted_wait_ms` is 0 where the place was asked for again."""
@@ -341,7 +354,8 @@ class RefusalReason(StrEnum):
     ENDED = "ended"
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """No slot, nothing was taken. `retry_after_ms` 0: trying again does not help. `detail` names the rate
     bucket or the budget."""
@@ -351,7 +365,8 @@ class Refusal:
     detail: str = ""
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class SettleRequest:
     """The end of a call. `pools` are those in which it may have a lease or a place, the likeliest first.
     `rates` says what goes back to each bucket (us; negative: more was used). `cancelled`: nothing ran, so it
@@ -367,7 +382,8 @@ class SettleRequest:
     cancelled: bool = False
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """What was charged, in micro-USD: never more than the hold of a call with a budget. `saved` may be
     negative. `first` is False when the call had ended before: the stored result is returned."""
@@ -377,7 +393,8 @@ class Settlement:
     first: bool
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class HeldLease:
     """A lease that its gateway renews. `dispatched`: the call was sent to an engine."""
 
@@ -385,7 +402,8 @@ class HeldLease:
     dispatched: bool = True
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Renewal:
     """`kept` has one entry per lease. `epoch` is "" after data loss. `gateways` counts the living ones.
     `server` names the process that answered: another one may lack the last seconds of the one before."""
@@ -396,7 +414,8 @@ class Renewal:
     server: str = field(default="", compare=False)
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Lost:
     """A request that `reap` ended, because its gateway no longer did; `note` is that of its admission,
     `budgets` are those that were charged."""
@@ -407,7 +426,8 @@ class Lost:
     budgets: tuple[tuple[str, str], ...] = ()
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Spend:
     """Sums of one UTC day."""
 
@@ -420,7 +440,8 @@ class Spend:
     overrun_micro_usd: int = 0
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class BudgetState:
     """Micro-USD, as the scheduler sees them."""
 
@@ -428,7 +449,8 @@ class BudgetState:
     held_micro_usd: int = 0
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class PoolLoad:
     """Live counts of one pool, from the scheduler's own books. `waiting`: per class, most urgent first."""
 
@@ -437,7 +459,8 @@ class PoolLoad:
     waiting: tuple[int, int, int] = (0, 0, 0)
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class NodeState:
     """One Ray node, as placement sees it."""
 

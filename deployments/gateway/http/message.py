@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.record import record
 
 
-@record(frozen=True, slots=True)
+@record
+@dataclass(frozen=True, slots=True)
 class Request:
     """Complete, its body included. `headers` have lower-case names; those that may come once came once.
     `path` is as it was sent, without the query."""
