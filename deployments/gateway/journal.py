@@ -61,6 +61,19 @@ class Position(NamedTuple):
     offset: int
 
 
+class Span(NamedTuple):
+    """Part of a segment, for who reads it without the journal: whole lines of the file `path`."""
+
+    path: str
+    segment: int
+    start: int
+    end: int
+
+    @property
+    def end_position(self) -> Position:
+        return Position(self.segment, self.end)
+
+
 @dataclass(slots=True)
 class _Segment:
     number: int
@@ -255,17 +268,32 @@ class Journal:
                 break
             start = after.offset if end.segment == after.segment else 0
             try:
-                for position, record in self._lines(start, end):
+                for position, record in _lines(self._path(end.segment), start, end):
                     if record is None:
-                        self._count_damage(position)
+                        self.count_damage(position)
                         continue
                     found.append((position, record))
                     if len(found) >= limit:
                         break
             except FileNotFoundError:
                 if end.segment in self._segments:  # else it was dropped a moment ago
-                    self._count_damage(end)
+                    self.count_damage(end)
         return found
+
+    def spans(self, after: Position, until: Position) -> list[Span]:
+        """Where the records between two positions are."""
+        with self._lock:
+            ends = [
+                segment.end if segment.number < until.segment else until
+                for segment in self._segments.values()
+                if segment.end > after and segment.number <= until.segment
+            ]
+        starts = [after.offset if end.segment == after.segment else 0 for end in ends]
+        return [
+            Span(str(self._path(end.segment)), end.segment, start, end.offset)
+            for start, end in zip(starts, ends, strict=True)
+            if start < end.offset
+        ]
 
     def drop_before(self, position: Position) -> None:
         """Deletes the segments that end at or before it. When that is all of them, the next record starts
@@ -386,35 +414,20 @@ class Journal:
     def _path(self, number: int) -> Path:
         return self._home / f"{number:0{DIGITS}d}.jsonl"
 
-    def _lines(self, start: int, end: Position) -> Iterator[tuple[Position, dict[str, Any] | None]]:
-        """Each line of a segment with the position behind it; None for a damaged one. In large pieces: every
-        read gives the interpreter away, and it is the event loop that waits for it."""
-        with self._path(end.segment).open("rb", buffering=0) as file:
-            file.seek(start)
-            rest = b""
-            while start < end.offset:
-                piece = file.read(min(READ_BYTES, end.offset - start - len(rest)))
-                *lines, rest = (rest + piece).split(b"\n")
-                for line in lines:
-                    start += len(line) + 1
-                    yield Position(end.segment, start), _decode(line + b"\n")
-                if not piece:  # somebody cut the file short
-                    yield end, None
-                    return
-
-    def _count_damage(self, position: Position) -> None:
-        if position <= self._damage_seen:
+    def count_damage(self, position: Position, lines: int = 1) -> None:
+        """So many, the last of which ends before or at `position`. Each once, however often it is read."""
+        if position <= self._damage_seen or not lines:
             return
         self._damage_seen = position
         if not self._damaged:
             logger.error(
-                "journal %s: the line before byte %d of segment %d is damaged and skipped; "
+                "journal %s: a line before byte %d of segment %d is damaged and skipped; "
                 "further ones are only counted",
                 self._home,
                 position.offset,
                 position.segment,
             )
-        self._damaged += 1
+        self._damaged += lines
 
     def _failed(self, error: OSError) -> JournalUnwritable:
         if not self._failing:
@@ -443,6 +456,32 @@ class Journal:
                 probe.unlink()
         self._failing = False
         logger.warning("journal %s can be written again", self._home)
+
+
+def records_in(spans: Sequence[Span]) -> Iterator[tuple[Position, dict[str, Any] | None]]:
+    """Each record with the position behind it; None for a damaged line, and for a file that is not there."""
+    for span in spans:
+        try:
+            yield from _lines(Path(span.path), span.start, span.end_position)
+        except FileNotFoundError:
+            yield span.end_position, None
+
+
+def _lines(path: Path, start: int, end: Position) -> Iterator[tuple[Position, dict[str, Any] | None]]:
+    """Each line of a segment with the position behind it; None for a damaged one. In large pieces: every
+    read gives the interpreter away, and it may be an event loop that waits for it."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        rest = b""
+        while start < end.offset:
+            piece = file.read(min(READ_BYTES, end.offset - start - len(rest)))
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                start += len(line) + 1
+                yield Position(end.segment, start), _decode(line + b"\n")
+            if not piece:  # somebody cut the file short
+                yield end, None
+                return
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -26,6 +26,7 @@ from deployments.engine_client import EngineClient
 from deployments.free_port import bound_socket
 from deployments.gateway.admission import Admission
 from deployments.gateway.auth import Authenticator
+from deployments.gateway.booking_process import BookingProcess
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.call import CallContext
 from deployments.gateway.http.asgi import Application, AsgiFront
@@ -34,6 +35,7 @@ from deployments.gateway.http.listener import Listener
 from deployments.gateway.http.tls import tls_context
 from deployments.gateway.journal import Journal, writer_name
 from deployments.gateway.leases import LEASE_TTL_MS, LeaseKeeper
+from deployments.gateway.ledger_copy import LedgerCopy
 from deployments.gateway.loop_thread import LoopThread
 from deployments.gateway.pages import pages
 from deployments.gateway.server import GatewayServer, refused_by_http
@@ -86,7 +88,10 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
     rebuild = BudgetRebuild(scheduler, ledger, runtime.rebuild_grace_ms)
     admission = Admission(scheduler, local, room, rebuild)
     journal_folder = Path(runtime.journal_folder)
-    settling = Settling(scheduler, ledger, Journal.open(journal_folder, name), journal_folder, rebuild.doubt)
+    journal = Journal.open(journal_folder, name)
+    booker = BookingProcess(runtime.store_url)
+    copy = LedgerCopy(scheduler, booker, journal, journal_folder, rebuild.doubt)
+    settling = Settling(scheduler, journal, copy)
     context = CallContext(
         terms=AdmissionTerms(config, name, LEASE_TTL_MS),
         admission=admission,

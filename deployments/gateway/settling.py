@@ -12,16 +12,16 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import SchedulerUnavailable, SpratError
-from cluster.ledger import Ledger, LedgerEntry
+from cluster.ledger import LedgerEntry
 from cluster.scheduler.scheduler import Scheduler
 from cluster.types import SettleRequest
 from deployments.gateway.journal import Journal, Position
+from deployments.gateway.ledger_copy import LedgerCopy
 from deployments.gateway.tasks import end_task
 
 logger = logging.getLogger("ray.serve")
@@ -39,13 +39,8 @@ AT_ONCE = 64
 
 ADOPT_PERIOD_S = 30.0
 LOOK_AT_DISK_S = 1.0
-BATCH = 2_000
 UNSENT = 10_000
 """Cancellations that are kept while Redis is away; older ones are left to `reap`."""
-
-KNOWN_TO_REDIS = 20_000
-"""Acknowledged settles that are remembered until they are copied. Beyond it they are sent again, which is
-harmless: memory stays flat when the ledger's database is away (LiteLLM #38193)."""
 
 
 _Settle = tuple[SettleRequest, Mapping[str, Any] | None]
@@ -58,29 +53,15 @@ _Outgoing = tuple[SettleRequest, Position | None]
 class Settling:
     """One per gateway process. `settle` never waits and never fails a call."""
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        ledger: Ledger,
-        journal: Journal,
-        folder: Path,
-        doubt: Callable[[Iterable[tuple[str, str]]], None],
-    ) -> None:
-        """`doubt` hears of budgets that a call was booked on which Redis did not know."""
-        self._doubt = doubt
+    def __init__(self, scheduler: Scheduler, journal: Journal, ledger: LedgerCopy) -> None:
+        """`ledger` copies `journal`."""
         self._scheduler = scheduler
-        self._ledger = ledger
         self._journal = journal
-        self._folder = folder
-        self._at = journal.begin
-        self._acknowledged: set[Position] = set()
+        self._ledger = ledger
         self._outbox: list[_Settle] = []
-        self._in_flight: set[Position] = set()
         self._sending: set[asyncio.Task[None]] = set()
         self._open = 0
         self._unsent: deque[SettleRequest] = deque(maxlen=UNSENT)
-        self._copying = asyncio.Lock()
-        self._ledger_reachable = True
         self._tasks = (asyncio.create_task(self._sync_loop()), asyncio.create_task(self._copy_loop()))
 
     def has_room(self) -> bool:
@@ -99,9 +80,12 @@ class Settling:
     def lost(self, entry: LedgerEntry) -> None:
         """A charge that `reap` made: Redis has it already."""
         try:
-            self._acknowledge(self._journal.append({"entry": entry}))
+            position = self._journal.append({"entry": entry})
         except SpratError as error:
             logger.error("the charge of lost call %s is not in the journal: %s", entry.request_id, error)  # noqa: TRY400
+            return
+        self._ledger.known.sent([position])
+        self._ledger.known.answered(position, knows=True)
 
     @property
     def journal_bytes(self) -> int:
@@ -119,15 +103,7 @@ class Settling:
     async def flush(self) -> bool:
         """Copy everything that has ended by now; False when Redis or the database does not answer."""
         self._start_sending()
-        async with self._copying:
-            while True:
-                end = self._journal.end
-                if self._at >= end:
-                    return True
-                after = await self._copy(self._journal, self._at)
-                if after == self._at:
-                    return False  # Redis or the database is away
-                self._at = after
+        return await self._ledger.flush()
 
     async def close(self) -> None:
         self._start_sending()
@@ -138,6 +114,7 @@ class Settling:
         with suppress(TimeoutError):
             async with asyncio.timeout(5):
                 await self.flush()
+        await self._ledger.close()
         await asyncio.to_thread(self._journal.sync)
         self._journal.close(remove_if_empty=True)
 
@@ -171,7 +148,7 @@ class Settling:
         outgoing = [
             (request, next(positions, None) if entry is not None else None) for request, entry in settles
         ]
-        self._in_flight.update(position for _, position in outgoing if position is not None)
+        self._ledger.known.sent(position for _, position in outgoing if position is not None)
         return outgoing
 
     async def _send(self, portions: Sequence[Sequence[_Outgoing]]) -> None:
@@ -179,6 +156,7 @@ class Settling:
             await self._send_some(outgoing)
 
     async def _send_some(self, outgoing: Sequence[_Outgoing]) -> None:
+        knows = [False] * len(outgoing)
         try:
             settlements = await self._scheduler.settle_all([request for request, _ in outgoing])
         except SchedulerUnavailable:
@@ -187,12 +165,12 @@ class Settling:
             # lease runs out.
             self._unsent.extend(request for request, position in outgoing if position is None)
         else:
-            for (_, position), settlement in zip(outgoing, settlements, strict=True):
-                if position is not None and settlement is not None:
-                    self._acknowledge(position)
+            knows = [settlement is not None for settlement in settlements]
         finally:
             self._open -= len(outgoing)
-            self._in_flight.difference_update(position for _, position in outgoing if position is not None)
+            for (_, position), known in zip(outgoing, knows, strict=True):
+                if position is not None:
+                    self._ledger.known.answered(position, knows=known)
 
     async def _send_unsent(self) -> None:
         while self._unsent:
@@ -202,63 +180,7 @@ class Settling:
                 return
             self._unsent.popleft()
 
-    def _acknowledge(self, position: Position) -> None:
-        if len(self._acknowledged) < KNOWN_TO_REDIS:
-            self._acknowledged.add(position)
-
-    # Ledger.
-
-    async def _copy(self, journal: Journal, at: Position) -> Position:
-        """One batch: to Redis what it has not acknowledged, then to the ledger, then out of the journal.
-        Returns how far it came. In threads as far as it goes, and in few of them: each costs the event loop
-        two switches."""
-        end = journal.end
-        records = await asyncio.to_thread(_read, journal, at)
-        if not records:
-            await asyncio.to_thread(journal.drop_before, end)
-            return end  # what is left is damaged
-        own = journal is self._journal
-        entries: list[LedgerEntry] = []
-        unknown: set[tuple[str, str]] = set()
-        reached = at
-        for position, settle, booked in records:
-            if own and position in self._in_flight:
-                break  # its answer is on the way
-            if settle is not None and not (own and position in self._acknowledged):
-                request = settle_request_of(settle)
-                try:
-                    if await self._scheduler.settle(request) is None:
-                        unknown.update(request.budgets)
-                except SchedulerUnavailable:
-                    break
-            entries += booked
-            reached = position
-        if reached == at or not await self._book(journal, entries, reached):
-            return at
-        self._doubt(unknown)
-        if own:
-            self._acknowledged.difference_update(
-                position for position, _, _ in records if position <= reached
-            )
-        return reached
-
-    async def _book(self, journal: Journal, entries: Sequence[LedgerEntry], reached: Position) -> bool:
-        def book() -> None:
-            if entries:
-                self._ledger.append(entries)
-            journal.drop_before(reached)
-
-        try:
-            await asyncio.to_thread(book)
-        except SpratError as error:
-            if self._ledger_reachable:
-                logger.warning("the ledger is not reachable, the journal keeps what is owed: %s", error)
-            self._ledger_reachable = False
-            return False
-        if not self._ledger_reachable:
-            logger.warning("the ledger is reachable again")
-        self._ledger_reachable = True
-        return True
+    # By the clock.
 
     async def _copy_loop(self) -> None:
         next_adoption = 0.0
@@ -268,24 +190,10 @@ class Settling:
                 await self.flush()
                 if time.monotonic() >= next_adoption:
                     next_adoption = time.monotonic() + ADOPT_PERIOD_S
-                    await self._copy_orphans()
+                    await self._ledger.copy_orphans()
             except Exception:  # a loop that ends silently would fill the disk
                 logger.exception("the journal could not be copied this time")
             await asyncio.sleep(COPY_PERIOD_S)
-
-    async def _copy_orphans(self) -> None:
-        """What gateways that died on this node left behind."""
-        for orphan in await asyncio.to_thread(Journal.adopt_orphans, self._folder):
-            at = orphan.begin
-            while at < orphan.end:
-                after = await self._copy(orphan, at)
-                if after == at:
-                    break
-                at = after
-            if at >= orphan.end:
-                await asyncio.to_thread(orphan.remove)
-            else:
-                await asyncio.to_thread(orphan.close)
 
     async def _sync_loop(self) -> None:
         look_s = 0.0  # also at how full the disk is
@@ -298,34 +206,3 @@ class Settling:
                 await asyncio.to_thread(self._journal.sync)
             except (OSError, SpratError):
                 logger.exception("the journal could not be written to disk this time")
-
-
-def _read(
-    journal: Journal, after: Position
-) -> list[tuple[Position, dict[str, Any] | None, list[LedgerEntry]]]:
-    """In a thread: the settle of each record, if it has one, and what is to be booked."""
-    records = journal.read(after, BATCH)
-    return [(position, record.get("settle"), _entries_of(record)) for position, record in records]
-
-
-def _entries_of(record: dict[str, Any]) -> list[LedgerEntry]:
-    try:
-        return [LedgerEntry(**record["entry"])]
-    except (TypeError, ValueError):
-        # One record that no database would take must not hold up all that come after it.
-        logger.exception("a record of the journal cannot be booked: %s", record.get("entry"))
-        return []
-
-
-def settle_request_of(record: dict[str, Any]) -> SettleRequest:
-    """From the journal: JSON knows no tuples."""
-    return SettleRequest(
-        **(
-            record
-            | {
-                "pools": tuple(record["pools"]),
-                "rates": tuple((bucket, back_us) for bucket, back_us in record["rates"]),
-                "budgets": tuple((owner, window) for owner, window in record["budgets"]),
-            }
-        )
-    )

@@ -17,6 +17,7 @@ import pytest
 
 from cluster.errors import StoreUnavailable
 from cluster.tenants import Budget, BudgetWindow, key_owner
+from deployments.gateway.booking import Booked
 from tests.fault_matrix import fault
 from tests.gateways import FAST, GatewayUnderTest, cost_of, running_gateway
 from tests.own_valkey import OwnValkey, own_valkey
@@ -184,7 +185,7 @@ async def test_journal_of_a_dead_gateway(redis_scheduler: object, valkey_url: st
         key, key_id = dead.new_key(Budget("", BudgetWindow.TOTAL, 10**6))
         await dead.add_engine("specialist", "s1")
         settling = dead.gateway.context.settling
-        settling._ledger = _NoLedger()  # type: ignore[assignment]
+        settling._ledger._booker = _NoBooker()
         answers = [await dead.ask(SMALL, key=key) for _ in range(5)]
         paid = sum(cost_of(answer) for _, answer in answers)
         while settling.open:
@@ -199,9 +200,11 @@ async def test_journal_of_a_dead_gateway(redis_scheduler: object, valkey_url: st
     assert spent == paid > 0
 
 
-class _NoLedger:
-    def append(self, entries: Any) -> int:
+class _NoBooker:
+    def book(self, spans: Any) -> Booked:
         raise StoreUnavailable("away")
+
+    def close(self) -> None: ...
 
 
 @fault("all gateways start at once on a budget that was spent before", "spend is unchanged")

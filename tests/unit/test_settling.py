@@ -16,9 +16,11 @@ from cluster.ledger import Ledger, LedgerEntry
 from cluster.scheduler.memory_scheduler import MemoryScheduler
 from cluster.store import open_store, sqlite_url
 from cluster.types import BudgetLine, HeldLease, SettleRequest
+from deployments.gateway.booking import LedgerBooker
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.journal import Journal
-from deployments.gateway.settling import Settling, settle_request_of
+from deployments.gateway.ledger_copy import LedgerCopy, settle_request_of
+from deployments.gateway.settling import Settling
 from deployments.gateway.tasks import end_task, raise_if_cancelled
 from tests.builders import admit_request, ready_replica
 
@@ -69,7 +71,9 @@ class Setup:
 
     def start(self) -> Settling:
         journal = Journal.open(self.folder / "journal", "one")
-        return Settling(self.store, self.ledger, journal, self.folder / "journal", self.doubted.update)
+        folder = self.folder / "journal"
+        copy = LedgerCopy(self.store, LedgerBooker(self.ledger), journal, folder, self.doubted.update)
+        return Settling(self.store, journal, copy)
 
     async def admit(self, request_id: str, hold: int = 50) -> None:
         await self.store.twin.heartbeat(ready_replica("a", max_concurrency=99))
@@ -182,7 +186,7 @@ async def test_a_database_that_is_away_stops_nothing_but_the_copy(setup: Setup) 
 async def test_a_record_that_no_database_takes_does_not_hold_up_the_others(setup: Setup) -> None:
     bad = {"settle": None, "entry": {"request_id": "x"}}
     del bad["settle"]
-    setup.settling._acknowledge(setup.settling._journal.append(bad))
+    setup.settling._journal.append(bad)
     await setup.admit("r")
     setup.settle("r")
     await flushed(setup)
