@@ -38,7 +38,10 @@ class RequestKind(StrEnum):
 
     @property
     def is_free(self) -> bool:
-        return self in (RequestKind.COUNT, RequestKind.TOKENIZE)
+        return self in _FREE
+
+
+_FREE = (RequestKind.COUNT, RequestKind.TOKENIZE)
 
 
 @record
@@ -124,7 +127,7 @@ class Decision:
     @property
     def hold_micro_usd(self) -> int:
         """The candidates are alternatives: one answer is paid, whichever of them gives it."""
-        return max(candidate.worst_case_micro_usd for candidate in self.candidates)
+        return max([candidate.worst_case_micro_usd for candidate in self.candidates])
 
 
 class PriorityClass(StrEnum):
@@ -300,7 +303,7 @@ class AdmitRequest:
     @property
     def budget_names(self) -> tuple[tuple[str, str], ...]:
         """Owner and window of each budget."""
-        return tuple(line.owner_and_window for line in self.budgets)
+        return tuple([(line.owner, line.window) for line in self.budgets])
 
 
 LOCAL_FENCE = 0

@@ -127,18 +127,18 @@ def _of_conversation(
     sequences: int = 1,
 ) -> RequestFeatures:
     tools = body.get("tools") or ()
-    tool_tokens = sum(_tokens(str(tool)) for tool in tools)
+    tool_tokens = sum([_tokens(str(tool)) for tool in tools])
     roles = [role for role, _ in messages]
     tokens = [TOKENS_PER_MESSAGE_ESTIMATE + _tokens(text) for _, text in messages]
     prompt_tokens = tool_tokens + sum(tokens)
-    system_prompt = "\n".join(text for role, text in messages if role in SYSTEM_ROLES and text)
+    system_prompt = "\n".join([text for role, text in messages if role in SYSTEM_ROLES and text])
     has_schema = _is_json(answer_format)
     return RequestFeatures(
         model=body["model"],
         task=_task(body),
         header_tier=header_tier,
         system_prompt=system_prompt,
-        conversation=_conversation(system_prompt, messages),
+        conversation=_conversation(system_prompt, roles, messages),
         prompt_tokens_estimate=prompt_tokens,
         longest_prompt_tokens=prompt_tokens,
         shared_tokens_estimate=tool_tokens + sum(tokens[: _shared_messages(roles)]),
@@ -155,9 +155,9 @@ def _of_conversation(
 SYSTEM_ROLES = ("system", "developer")
 
 
-def _conversation(system_prompt: str, messages: Iterable[Message]) -> str:
+def _conversation(system_prompt: str, roles: Sequence[str], messages: Sequence[Message]) -> str:
     """The beginning that no later call of the conversation changes: system prompt and first question."""
-    first = next((text for role, text in messages if role == "user"), "")
+    first = messages[roles.index("user")][1] if "user" in roles else ""
     return _digest_of_text(f"{system_prompt}\0{first}") if system_prompt or first else ""
 
 
@@ -165,10 +165,12 @@ def _shared_messages(roles: Sequence[str]) -> int:
     """How many of the messages a replica has seen that served the conversation before: all up to the last
     answer, which was generated on top of them. In the first call, the system prompt (other conversations
     have it too)."""
-    for index in range(len(roles), 0, -1):
-        if roles[index - 1] == "assistant":
+    if "assistant" in roles:
+        return len(roles) - roles[::-1].index("assistant")
+    for index, role in enumerate(roles):
+        if role not in SYSTEM_ROLES:
             return index
-    return next((index for index, role in enumerate(roles) if role not in SYSTEM_ROLES), len(roles))
+    return len(roles)
 
 
 def _tokens(text: str) -> int:

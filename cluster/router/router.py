@@ -15,7 +15,7 @@ from cluster.errors import ContextLengthExceeded, InvalidRequest, UnknownModel
 from cluster.router.policy import Choice, RoutingPolicy
 from cluster.router.rules import RulesPolicy
 from cluster.router.view import FleetView, PoolView
-from cluster.types import Candidate, Decision, Price, RequestFeatures, RequestKind
+from cluster.types import Candidate, Decision, RequestFeatures, RequestKind
 
 POLICIES = {RulesPolicy.name: RulesPolicy}
 
@@ -46,7 +46,8 @@ class Router:
     def route(self, features: RequestFeatures) -> Decision:
         """Raises UnknownModel, InvalidRequest (unknown or contradicting tier), ContextLengthExceeded."""
         choice = self._choice(features)
-        climbs = features.model == AUTO and self._fall_back_up and features.kind is RequestKind.GENERATE
+        generates = features.kind is RequestKind.GENERATE
+        climbs = generates and self._fall_back_up and features.model == AUTO
         options = self._options(choice.target, features.kind, climbs=climbs)
         fitting = [option for option in options if option[0].fits(features)] or _may_fit(features, options)
         if not fitting:
@@ -55,17 +56,12 @@ class Router:
         if fitting[0][0].tier != options[0][0].tier:
             reason += f";context>{options[0][0].tier}"
         return Decision(
-            candidates=tuple(pool.candidate(features, adapter) for pool, adapter in fitting),
+            candidates=tuple([pool.candidate(features, adapter) for pool, adapter in fitting]),
             reason=reason,
             policy=self._policy.name,
-            large_price=self._saved_against(fitting[0][0], features),
+            # No large model makes embeddings, so nothing is saved by not asking it.
+            large_price=self.view.large_price if generates else fitting[0][0].candidate(features, None).price,
         )
-
-    def _saved_against(self, first: PoolView, features: RequestFeatures) -> Price:
-        """No large model makes these embeddings, so nothing is saved by not asking it."""
-        if features.kind is RequestKind.GENERATE:
-            return self.view.large_price
-        return first.candidate(features, None).price
 
     def _choice(self, features: RequestFeatures) -> Choice:
         tier = features.header_tier

@@ -37,6 +37,8 @@ class PoolView:
     def candidate(self, features: RequestFeatures, adapter: str | None) -> Candidate:
         """Cost is the worst case: all output tokens that the call may take."""
         max_tokens = self.max_tokens(features)
+        outputs = max_tokens * features.sequences
+        prompt_at_most = min(features.prompt_tokens_at_most, self.context_tokens * features.sequences)
         price = FREE if features.kind.is_free else self.price
         return Candidate(
             tier=self.tier,
@@ -45,13 +47,8 @@ class PoolView:
             adapter=adapter,
             price=price,
             max_tokens=max_tokens,
-            estimated_cost_micro_usd=price.cost_micro_usd(
-                features.prompt_tokens_estimate, max_tokens * features.sequences
-            ),
-            worst_case_micro_usd=price.cost_micro_usd(
-                min(features.prompt_tokens_at_most, self.context_tokens * features.sequences),
-                max_tokens * features.sequences,
-            ),
+            estimated_cost_micro_usd=price.cost_micro_usd(features.prompt_tokens_estimate, outputs),
+            worst_case_micro_usd=price.cost_micro_usd(prompt_at_most, outputs),
             context_tokens=self.context_tokens,
         )
 

@@ -26,15 +26,15 @@ class Gathering:
         self._turn_has_begun = False
         self._asked: list[_Asked] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
 
     async def admit(self, request: AdmitRequest) -> Grant | None:
         """None: ask alone. Raises what `together` raises."""
-        loop = asyncio.get_running_loop()
         if not self._turn_has_begun:
             self._turn_has_begun = True
-            loop.call_soon(self._end_turn)
+            self._loop.call_soon(self._end_turn)
             return None
-        future: asyncio.Future[Grant | None] = loop.create_future()
+        future: asyncio.Future[Grant | None] = self._loop.create_future()
         self._asked.append((request, future))
         return await future
 
@@ -46,7 +46,7 @@ class Gathering:
             by_pool.setdefault(each[0].candidates[0].pool, []).append(each)
         for calls in by_pool.values():
             for start in range(0, len(calls), AT_ONCE):
-                task = asyncio.create_task(self._ask(calls[start : start + AT_ONCE]))
+                task = self._loop.create_task(self._ask(calls[start : start + AT_ONCE]))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import starmap
+from typing import TypeVar
 
 import orjson
 
@@ -17,36 +19,36 @@ from cluster.scheduler.scheduler import (
 )
 from cluster.types import AdmitRequest, SettleRequest
 
+T = TypeVar("T", bound=Hashable)
+
 Command = tuple[list[str], list[str | int]]
 """Keys and arguments of a script."""
 
 
 def is_plain(request: AdmitRequest) -> bool:
     """Only the pool of the first candidate matters, and no adapter has to be there."""
-    first, *others = request.candidates
-    return (
-        request.step == 0
-        and first.adapter is None
-        and not request.exclude_replicas
-        and not (request.spill and others)
-        and all(other.tier != first.tier for other in others)
-    )
+    candidates = request.candidates
+    first = candidates[0]
+    if request.step or first.adapter is not None or request.exclude_replicas:
+        return False
+    if len(candidates) == 1:
+        return True
+    return not request.spill and [each.tier for each in candidates].count(first.tier) == 1
 
 
-class _Positions:
+def _position(name: T, positions: dict[T, int]) -> int:
     """Names in the order in which they were first asked for, from 1."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, int] = {}
-
-    def of(self, name: str) -> int:
-        return self.names.setdefault(name, len(self.names) + 1)
+    position = positions.get(name)
+    if position is None:
+        position = positions[name] = len(positions) + 1
+    return position
 
 
 def admission(requests: Sequence[AdmitRequest]) -> Command:
     """Plain ones of one pool, at least one."""
     pool = requests[0].candidates[0].pool
-    buckets, budgets = _Positions(), _Positions()
+    buckets: dict[str, int] = {}
+    budgets: dict[tuple[str, str], int] = {}
     calls: list[str | int] = []
     for request in requests:
         placement = request.placement_of_each[0]
@@ -66,15 +68,15 @@ def admission(requests: Sequence[AdmitRequest]) -> Command:
             len(request.budgets),
         )
         for rate in request.rates:
-            calls += (buckets.of(keys.rate_bucket(rate.bucket)), rate.increment_us, rate.burst_us)
+            calls += (_position(rate.bucket, buckets), rate.increment_us, rate.burst_us)
         for line in request.budgets:
-            calls += (budgets.of(keys.budget(line.owner, line.window)), line.limit_micro_usd, line.ttl_ms)
+            calls += (_position((line.owner, line.window), budgets), line.limit_micro_usd, line.ttl_ms)
     script_keys = [
         *(keys.FENCE, keys.EPOCH, keys.EVENTS),
         *keys.of_pool(pool),
-        *buckets.names,
-        *budgets.names,
-        *(keys.reservation(request.request_id) for request in requests),
+        *map(keys.rate_bucket, buckets),
+        *starmap(keys.budget, budgets),
+        *[keys.reservation(request.request_id) for request in requests],
     ]
     arguments: list[str | int] = [
         pool,
@@ -82,8 +84,8 @@ def admission(requests: Sequence[AdmitRequest]) -> Command:
         RESERVATION_TTL_MS,
         DEAD_AFTER_MS,
         LOOK_AT_REPLICAS,
-        len(buckets.names),
-        len(budgets.names),
+        len(buckets),
+        len(budgets),
         len(requests),
     ]
     return script_keys, arguments + calls
@@ -99,7 +101,8 @@ def by_pool(requests: Sequence[SettleRequest]) -> dict[str, list[SettleRequest]]
 
 
 def settlement(pool: str, requests: Sequence[SettleRequest], day: str) -> Command:
-    buckets, budgets = _Positions(), _Positions()
+    buckets: dict[str, int] = {}
+    budgets: dict[tuple[str, str], int] = {}
     calls: list[str | int] = []
     for request in requests:
         calls += (
@@ -111,21 +114,21 @@ def settlement(pool: str, requests: Sequence[SettleRequest], day: str) -> Comman
             len(request.budgets),
         )
         for bucket, back_us in request.rates:
-            calls += (buckets.of(keys.rate_bucket(bucket)), back_us)
-        for owner, window in request.budgets:
-            calls.append(budgets.of(keys.budget(owner, window)))
+            calls += (_position(bucket, buckets), back_us)
+        for owner_and_window in request.budgets:
+            calls.append(_position(owner_and_window, budgets))
     script_keys = [
         *(keys.stats(day), keys.EVENTS),
         *keys.of_pool(pool),
-        *buckets.names,
-        *budgets.names,
-        *(keys.reservation(request.request_id) for request in requests),
+        *map(keys.rate_bucket, buckets),
+        *starmap(keys.budget, budgets),
+        *[keys.reservation(request.request_id) for request in requests],
     ]
     arguments: list[str | int] = [
         pool,
         RESERVATION_TTL_MS,
-        len(buckets.names),
-        len(budgets.names),
+        len(buckets),
+        len(budgets),
         len(requests),
     ]
     return script_keys, arguments + calls

@@ -24,6 +24,7 @@ from cluster.scheduler.local_admission import LocalAdmission
 from cluster.scheduler.snapshot import FleetSnapshot
 from cluster.types import AdmitRequest, Grant, Refusal, RefusalReason, Waiting
 from deployments.gateway.budget_rebuild import BudgetRebuild
+from deployments.gateway.tasks import raise_if_cancelled
 from deployments.gateway.waiting_room import WaitingRoom
 
 
@@ -78,6 +79,7 @@ class Admission:
             paid = replace(request, step=request.step + 1)
             alone = self._local.admit(paid, self.snapshot, hard=False)
             return replace(alone, step=request.step) if isinstance(alone, Grant) else alone
+        raise_if_cancelled()  # `asyncio.wait_for` may have swallowed it
         if grant is None:
             raise DeadlineExceeded("The call waited for a slot until its deadline and was not started.")
         return grant
@@ -94,7 +96,7 @@ class Admission:
         return self._local.decisions
 
     async def _ask(self, request: AdmitRequest) -> Grant | Waiting | Refusal:
-        if request.budgets and request.step == 0:
+        if request.budgets and request.step == 0 and self._rebuild.misses(request.budgets):
             await self._rebuild.ensure(request.budgets)
         if request.checked and request.epoch_id != self._rebuild.epoch_id:
             # No other epoch will do: there these budgets have not been raised to the ledger yet.

@@ -64,6 +64,10 @@ class BudgetRebuild:
         """Begin or open the epoch. Raises SchedulerUnavailable."""
         self.epoch = await self._scheduler.rebuild((), self._grace_ms)
 
+    def misses(self, lines: Sequence[BudgetLine]) -> bool:
+        """Whether `ensure` has something to do for them."""
+        return not self._raised.issuperset([(line.owner, line.window) for line in lines])
+
     async def ensure(self, lines: Sequence[BudgetLine]) -> None:
         """Raises SchedulerUnavailable, or StoreUnavailable: a budget that is not known must not be drawn
         on."""

@@ -30,7 +30,8 @@ from cluster.errors import (
     RequestTooLargeForLimit,
 )
 from cluster.router.router import escalation
-from cluster.scheduler.terms import AdmissionTerms, rate_corrections, rate_refunds
+from cluster.scheduler.key_terms import KeyTerms
+from cluster.scheduler.terms import AdmissionTerms
 from cluster.tenants import ApiKey
 from cluster.types import (
     AdmitRequest,
@@ -50,7 +51,6 @@ from deployments.gateway.http.message import Reply
 from deployments.gateway.leases import LeaseKeeper
 from deployments.gateway.settling import Settling
 from deployments.gateway.suspects import Suspects
-from deployments.gateway.tasks import raise_if_cancelled
 
 logger = logging.getLogger("ray.serve")
 
@@ -163,13 +163,13 @@ class Call:
         self._read_usage()
         budgets = request.budget_names
         if self._usage is NOTHING:
-            refunds = rate_refunds(self.key, request.tokens)
+            refunds = self._key_terms().rate_refunds(request.tokens)
             self.context.settling.cancel(
                 SettleRequest(self.request_id, self._pools(), rates=refunds, budgets=budgets, cancelled=True)
             )
             return
         usage, candidate = self._usage, self._candidate()
-        cost, saved = self.cost_micro_usd(), self.saved_micro_usd()
+        cost, saved = self.charges_micro_usd()
         # The hold is an upper bound; should an engine report more, the budget still wins (Redis counts it).
         charged = min(cost, request.hold_micro_usd) if budgets else cost
         settle = SettleRequest(
@@ -178,7 +178,9 @@ class Call:
             tier=candidate.tier,
             cost_micro_usd=cost,
             saved_micro_usd=saved,
-            rates=rate_corrections(self.key, request.tokens, usage),
+            rates=self._key_terms().rate_corrections(
+                request.tokens, usage.prompt_tokens + usage.output_tokens
+            ),
             budgets=budgets,
         )
         entry = {
@@ -202,29 +204,26 @@ class Call:
 
     # Telling.
 
-    def cost_micro_usd(self) -> int:
-        return self._candidate().price.cost_micro_usd(self._usage.prompt_tokens, self._usage.output_tokens)
-
-    def saved_micro_usd(self) -> int:
-        """The same tokens at the large tier's price, minus the cost; may be negative."""
-        large = self.decision.large_price.cost_micro_usd(self._usage.prompt_tokens, self._usage.output_tokens)
-        return large - self.cost_micro_usd()
+    def charges_micro_usd(self) -> tuple[int, int]:
+        """Cost, and what was saved: the same tokens at the large tier's price, minus the cost; may be
+        negative."""
+        usage = self._usage
+        cost = self._candidate().price.cost_micro_usd(usage.prompt_tokens, usage.output_tokens)
+        large = self.decision.large_price.cost_micro_usd(usage.prompt_tokens, usage.output_tokens)
+        return cost, large - cost
 
     def headers(self) -> dict[str, str]:
         headers = {"x-sprat-request-id": self.request_id, "x-sprat-reason": self.decision.reason}
         if self.grant is not None:
-            headers |= {
-                "x-sprat-tier": self.grant.candidate.tier,
-                "x-sprat-model": self.grant.candidate.model,
-                "x-sprat-replica": self.grant.replica_id,
-            }
+            candidate = self.grant.candidate
+            headers["x-sprat-tier"] = candidate.tier
+            headers["x-sprat-model"] = candidate.model
+            headers["x-sprat-replica"] = self.grant.replica_id
         return headers
 
     def money_headers(self) -> dict[str, str]:
-        return {
-            "x-sprat-cost-usd": f"{usd(self.cost_micro_usd()):.6f}",
-            "x-sprat-saved-usd": f"{usd(self.saved_micro_usd()):.6f}",
-        }
+        cost, saved = self.charges_micro_usd()
+        return {"x-sprat-cost-usd": f"{usd(cost):.6f}", "x-sprat-saved-usd": f"{usd(saved):.6f}"}
 
     # Parts.
 
@@ -234,9 +233,7 @@ class Call:
         # From here on Redis may hold something for us, also when this call is cancelled before the reply.
         request = self._request = self._admission_request()
         try:
-            grant = await self.context.admission.place(
-                request, hard=any(budget.hard for budget in self.key.budgets)
-            )
+            grant = await self.context.admission.place(request, hard=self._key_terms().is_hard)
         except REFUSED as refusal:
             if self._step == 0:
                 self._request = None  # nothing was taken
@@ -245,7 +242,6 @@ class Call:
                     "The engine failed and no other replica can take this call. Try again."
                 ) from refusal
             raise
-        raise_if_cancelled()
         self.grant = grant
         self._granted_s = time.monotonic()
         self.context.leases.hold(request, grant)
@@ -266,10 +262,12 @@ class Call:
                 epoch_id=self.context.admission.epoch_id,
                 affine_replica=self.context.admission.affine_replica,
             )
-            avoided = self.context.suspects.to_avoid(
-                (each.pool for each in request.candidates), self.context.admission.snapshot
-            )
-            return replace(request, exclude_replicas=avoided) if avoided else request
+            if self.context.suspects:
+                avoided = self.context.suspects.to_avoid(
+                    [each.pool for each in request.candidates], self.context.admission.snapshot
+                )
+                request = replace(request, exclude_replicas=avoided)
+            return request
         candidates = self.decision.candidates
         return replace(
             self._request,
@@ -318,7 +316,8 @@ class Call:
             self._usage = reader.usage or counted
 
     def _money(self) -> dict[str, float]:
-        return {"cost_usd": usd(self.cost_micro_usd()), "saved_usd": usd(self.saved_micro_usd())}
+        cost, saved = self.charges_micro_usd()
+        return {"cost_usd": usd(cost), "saved_usd": usd(saved)}
 
     def _recover(self, grant: Grant, failure: Exception) -> None:
         """Make ready for the next attempt, or raise what the client gets. Nothing is owed for this one:
@@ -344,9 +343,13 @@ class Call:
         return self.grant.candidate if self.grant is not None else self.decision.first
 
     def _pools(self) -> tuple[str, ...]:
-        return tuple(
-            {self._candidate().pool: None} | {candidate.pool: None for candidate in self.decision.candidates}
-        )
+        pools = dict.fromkeys([self._candidate().pool])
+        for candidate in self.decision.candidates:
+            pools[candidate.pool] = None
+        return tuple(pools)
+
+    def _key_terms(self) -> KeyTerms:
+        return self.context.terms.of_key(self.key)
 
 
 class PromptTooLongError(Exception):

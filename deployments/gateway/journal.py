@@ -20,7 +20,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,11 +224,11 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> Position:
         """`append_all` of one."""
-        return self.append_all([record])[0]
+        return self.append_all([record])
 
-    def append_all(self, records: Sequence[dict[str, Any]]) -> list[Position]:
-        """All in one write, or none; the position just behind each. Integers are exact; TypeError beyond 64
-        bits. Raises JournalFull at the bound, JournalUnwritable when the disk refuses."""
+    def append_all(self, records: Sequence[dict[str, Any]]) -> Position:
+        """All in one write, or none; the position just behind the last. Integers are exact; TypeError beyond
+        64 bits. Raises JournalFull at the bound, JournalUnwritable when the disk refuses."""
         lines = [_line(record) for record in records]
         joined = lines[0] if len(lines) == 1 else b"".join(lines)
         with self._lock:
@@ -249,12 +248,9 @@ class Journal:
             except OSError as error:
                 raise self._failed(error) from error
             self._torn = False
-            ends = accumulate(map(len, lines), initial=segment.size)
-            next(ends)
-            positions = [Position(segment.number, end) for end in ends]
             segment.size += len(joined)
             self._kept += len(joined)
-            return positions
+            return segment.end
 
     def read(self, after: Position, limit: int) -> list[tuple[Position, dict[str, Any]]]:
         """Up to `limit` records behind `after`, each with the position behind it; none at the end.

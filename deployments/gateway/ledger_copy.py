@@ -43,14 +43,13 @@ class LedgerCopy:
     async def flush(self) -> bool:
         """Copy everything that is in the journal by now; False when Redis or the database does not answer."""
         async with self._copying:
-            while True:
-                end = self._journal.end
-                if self._at >= end:
-                    return True
+            end = self._journal.end  # not what comes meanwhile: under load that would never end
+            while self._at < end:
                 after = await self._copy_own(self._at)
                 if after == self._at:
                     return False
                 self._at = after
+            return True
 
     async def copy_orphans(self) -> None:
         for orphan in await asyncio.to_thread(Journal.adopt_orphans, self._folder):

@@ -37,6 +37,7 @@ from deployments.gateway.idempotency import IdempotentCall, idempotency_key
 from deployments.gateway.journal import JournalFull
 from deployments.gateway.pages import OPEN_ROUTES
 from deployments.gateway.schema_rate import SchemaRate
+from deployments.gateway.time_limit import TimeLimit
 
 logger = logging.getLogger("ray.serve")
 
@@ -77,6 +78,7 @@ class GatewayServer:
         self._pages = pages
         self._schema_rate = SchemaRate()
         self._request_timeout_s = request_timeout_s
+        self._time_limit = TimeLimit(request_timeout_s, asyncio.get_running_loop())
 
     async def handle(self, request: Request, reply: Reply) -> None:
         endpoint = ENDPOINTS.get(request.path)
@@ -173,7 +175,7 @@ class GatewayServer:
 
     async def _answer(self, call: Call) -> Answer:
         try:
-            async with asyncio.timeout(self._request_timeout_s):
+            with self._time_limit.of_call():
                 raw = await call.answer()
         except TimeoutError:
             raise self._timed_out() from None
@@ -183,7 +185,7 @@ class GatewayServer:
         """An error after the first event is the last event."""
         failure: SpratError | None = None
         try:
-            async with asyncio.timeout(self._request_timeout_s):
+            with self._time_limit.of_call():
                 await call.stream(reply)
         except TimeoutError:
             failure = self._timed_out()

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -46,8 +46,8 @@ UNSENT = 10_000
 _Settle = tuple[SettleRequest, Mapping[str, Any] | None]
 """And the fields of its ledger entry, if it costs something."""
 
-_Outgoing = tuple[SettleRequest, Position | None]
-"""And where it stands in the journal, if it does."""
+_Portion = tuple[list[_Settle], Position | None]
+"""And the position behind them in the journal, if they stand there."""
 
 
 class Settling:
@@ -62,6 +62,7 @@ class Settling:
         self._sending: set[asyncio.Task[None]] = set()
         self._open = 0
         self._unsent: deque[SettleRequest] = deque(maxlen=UNSENT)
+        self._loop = asyncio.get_running_loop()
         self._tasks = (asyncio.create_task(self._sync_loop()), asyncio.create_task(self._copy_loop()))
 
     def has_room(self) -> bool:
@@ -84,7 +85,7 @@ class Settling:
         except SpratError as error:
             logger.error("the charge of lost call %s is not in the journal: %s", entry.request_id, error)  # noqa: TRY400
             return
-        self._ledger.known.sent([position])
+        self._ledger.known.sent(position)
         self._ledger.known.answered(position, knows=True)
 
     @property
@@ -123,7 +124,7 @@ class Settling:
     def _put_out(self, request: SettleRequest, entry: Mapping[str, Any] | None) -> None:
         self._open += 1
         if not self._outbox:
-            asyncio.get_running_loop().call_later(GATHER_S, self._start_sending)
+            self._loop.call_later(GATHER_S, self._start_sending)
         self._outbox.append((request, entry))
 
     def _start_sending(self) -> None:
@@ -131,46 +132,43 @@ class Settling:
         if not outbox:
             return
         portions = [self._journalled(outbox[at : at + AT_ONCE]) for at in range(0, len(outbox), AT_ONCE)]
-        task = asyncio.create_task(self._send(portions))
+        task = self._loop.create_task(self._send(portions))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    def _journalled(self, settles: Sequence[_Settle]) -> list[_Outgoing]:
+    def _journalled(self, settles: list[_Settle]) -> _Portion:
         """To disk first."""
         records = [{"settle": request, "entry": entry} for request, entry in settles if entry is not None]
-        positions: Iterator[Position | None] = iter(())
-        if records:
-            try:
-                positions = iter(self._journal.append_all(records))
-            except SpratError as error:
-                # Redis still hears of them; only a second failure, of Redis, would lose these calls' money.
-                logger.error("%d settles are not in the journal: %s", len(records), error)  # noqa: TRY400
-        outgoing = [
-            (request, next(positions, None) if entry is not None else None) for request, entry in settles
-        ]
-        self._ledger.known.sent(position for _, position in outgoing if position is not None)
-        return outgoing
-
-    async def _send(self, portions: Sequence[Sequence[_Outgoing]]) -> None:
-        for outgoing in portions:
-            await self._send_some(outgoing)
-
-    async def _send_some(self, outgoing: Sequence[_Outgoing]) -> None:
-        knows = [False] * len(outgoing)
+        if not records:
+            return settles, None
         try:
-            settlements = await self._scheduler.settle_all([request for request, _ in outgoing])
+            end = self._journal.append_all(records)
+        except SpratError as error:
+            # Redis still hears of them; only a second failure, of Redis, would lose these calls' money.
+            logger.error("%d settles are not in the journal: %s", len(records), error)  # noqa: TRY400
+            return settles, None
+        self._ledger.known.sent(end)
+        return settles, end
+
+    async def _send(self, portions: Sequence[_Portion]) -> None:
+        for settles, end in portions:
+            await self._send_some(settles, end)
+
+    async def _send_some(self, settles: Sequence[_Settle], end: Position | None) -> None:
+        knows = False
+        try:
+            settlements = await self._scheduler.settle_all([request for request, _ in settles])
         except SchedulerUnavailable:
             # What is in the journal is sent again by the copy loop. As for the others: a store that hung may
             # still carry out the admission that was given up here, and its slot would be taken until the
             # lease runs out.
-            self._unsent.extend(request for request, position in outgoing if position is None)
+            self._unsent.extend(request for request, entry in settles if end is None or entry is None)
         else:
-            knows = [settlement is not None for settlement in settlements]
+            knows = None not in settlements
         finally:
-            self._open -= len(outgoing)
-            for (_, position), known in zip(outgoing, knows, strict=True):
-                if position is not None:
-                    self._ledger.known.answered(position, knows=known)
+            self._open -= len(settles)
+            if end is not None:
+                self._ledger.known.answered(end, knows=knows)
 
     async def _send_unsent(self) -> None:
         while self._unsent:

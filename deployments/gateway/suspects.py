@@ -26,10 +26,12 @@ class Suspects:
         if self._until_s:
             self._until_s.pop(replica_id, None)
 
+    def __bool__(self) -> bool:
+        """Nearly never."""
+        return bool(self._until_s)
+
     def to_avoid(self, pools: Iterable[str], snapshot: FleetSnapshot) -> tuple[str, ...]:
         """Of those pools."""
-        if not self._until_s:  # nearly always
-            return ()
         now_s = self._clock_s()
         self._until_s = {id_: until_s for id_, until_s in self._until_s.items() if until_s > now_s}
         avoided: list[str] = []

@@ -9,15 +9,10 @@ import pytest
 
 from cluster.router.router import Router
 from cluster.router.view import FleetView
-from cluster.scheduler.terms import (
-    AdmissionTerms,
-    increment_us,
-    rate_charges,
-    rate_corrections,
-    rate_refunds,
-)
+from cluster.scheduler.key_terms import KeyTerms, increment_us
+from cluster.scheduler.terms import AdmissionTerms
 from cluster.tenants import ApiKey, Budget, BudgetWindow, KeyLimits, RateLimit, window_name
-from cluster.types import BudgetLine, PriorityClass, RequestFeatures, Usage
+from cluster.types import BudgetLine, PriorityClass, RequestFeatures
 from tests.configs import config_of, simulated
 
 NOV_22_MS = 1_795_305_600_000  # 2026-11-22T00:00:00Z
@@ -73,19 +68,20 @@ def test_rates_of_key_and_tenant():
     limits = KeyLimits(requests=RateLimit(60, 10), tokens=RateLimit(6000, 600))
     api_key = key(limits=limits, tenant_limits=KeyLimits(tokens=RateLimit(60_000, 60_000)))
 
-    charges = {each.bucket: (each.increment_us, each.burst_us) for each in rate_charges(api_key, 100)}
+    terms = KeyTerms(api_key)
+    charges = {each.bucket: (each.increment_us, each.burst_us) for each in terms.rate_charges(100)}
 
     assert charges == {
         "requests:key:ab12": (1_000_000, 10_000_000),
         "tokens:key:ab12": (1_000_000, 6_000_000),
         "tokens:tenant:acme": (100_000, 60_000_000),
     }
-    assert rate_corrections(api_key, 100, Usage(20, 10)) == (
+    assert terms.rate_corrections(100, 30) == (
         ("tokens:key:ab12", 700_000),
         ("tokens:tenant:acme", 70_000),
     )
-    assert rate_corrections(api_key, 100, Usage(100, 100))[0] == ("tokens:key:ab12", -1_000_000)
-    assert dict(rate_refunds(api_key, 100)) == {bucket: taken for bucket, (taken, _) in charges.items()}
+    assert terms.rate_corrections(100, 200)[0] == ("tokens:key:ab12", -1_000_000)
+    assert dict(terms.rate_refunds(100)) == {bucket: taken for bucket, (taken, _) in charges.items()}
 
 
 def test_budgets_in_the_windows_of_the_call():

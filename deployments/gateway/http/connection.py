@@ -19,7 +19,7 @@ import httptools
 from deployments.gateway.http.message import Request
 from deployments.gateway.http.rules import (
     Refused,
-    add_header,
+    add_again,
     check_head,
     check_method,
     has_body,
@@ -189,8 +189,12 @@ class HttpConnection(asyncio.Protocol):
         message.header_bytes += len(name) + len(value) + 4
         if message.headers_done:
             return  # a trailer: counted, not believed
+        name, value = name.lower(), value.rstrip(b" \t")  # the parser takes the white space before it
+        if name not in self._headers:
+            self._headers[name] = value
+            return
         try:
-            add_header(self._headers, name, value)
+            add_again(self._headers, name, value)
         except Refused as refused:
             self._refuse(refused)
 

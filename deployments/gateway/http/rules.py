@@ -44,10 +44,15 @@ def check_method(method: str) -> None:
 
 def add_header(headers: dict[bytes, bytes], name: bytes, value: bytes) -> None:
     """Raises Refused."""
-    name, value = name.lower(), value.rstrip(b" \t")  # the parser takes the white space before it
-    if name not in headers:
+    name, value = name.lower(), value.rstrip(b" \t")  # parsers take the white space before it
+    if name in headers:
+        add_again(headers, name, value)
+    else:
         headers[name] = value
-        return
+
+
+def add_again(headers: dict[bytes, bytes], name: bytes, value: bytes) -> None:
+    """A header that is there already; `name` in lower case. Raises Refused."""
     if name in ONCE or name.startswith(b"x-sprat-"):
         shown = name.decode("latin-1")
         raise Refused(400, "duplicate_header", f"The header {shown} may be sent once.")
