@@ -42,14 +42,14 @@ class PipelinedRedis:
         self._connecting: asyncio.Task[_Connection] | None = None
         self._is_closed = False
 
-    async def evalsha(self, sha: str, numkeys: int, *keys_and_args: str | int) -> Any:
+    async def evalsha(self, sha: str, numkeys: int, *keys_and_args: str | int | bytes) -> Any:
         return _value(await self._ask(_packed("EVALSHA", sha, numkeys, *keys_and_args), 1))
 
-    async def eval(self, script: str, numkeys: int, *keys_and_args: str | int) -> Any:
+    async def eval(self, script: str, numkeys: int, *keys_and_args: str | int | bytes) -> Any:
         return _value(await self._ask(_packed("EVAL", script, numkeys, *keys_and_args), 1))
 
     async def evalsha_each(
-        self, sha: str, calls: Sequence[tuple[Sequence[str], Sequence[str | int]]]
+        self, sha: str, calls: Sequence[tuple[Sequence[str], Sequence[str | int | bytes]]]
     ) -> list[Any]:
         """One script for several pairs of keys and arguments. Errors of the server are values."""
         if not calls:
@@ -114,7 +114,7 @@ class PipelinedRedis:
         return connection
 
     async def _greet(self, connection: _Connection) -> None:
-        greetings: list[tuple[str | int, ...]] = []
+        greetings: list[tuple[str | int | bytes, ...]] = []
         if self._options.get("password"):
             user = self._options.get("username")
             greetings.append(("AUTH", *([user] if user else []), self._options["password"]))
@@ -225,7 +225,7 @@ class _Connection(asyncio.Protocol):
             self.lose(RedisTimeoutError("no reply in time"))
 
 
-def _packed(*command: str | int) -> bytes:
+def _packed(*command: str | int | bytes) -> bytes:
     return hiredis.pack_command(command)  # type: ignore[arg-type, no-any-return]  # its stub knows one element
 
 

@@ -472,7 +472,7 @@ class RedisScheduler:
             await self._pipeline.aclose()
 
     async def _run(
-        self, script: scripts.LuaScript, script_keys: Sequence[str], arguments: Sequence[str | int]
+        self, script: scripts.LuaScript, script_keys: Sequence[str], arguments: Sequence[str | int | bytes]
     ) -> Any:
         with unavailable_on_error():
             return await script(self._pipeline or self._client, script_keys, arguments)

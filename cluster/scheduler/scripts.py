@@ -32,7 +32,7 @@ class LuaScript:
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(
-        self, client: Redis | PipelinedRedis, keys: Sequence[str], arguments: Sequence[str | int]
+        self, client: Redis | PipelinedRedis, keys: Sequence[str], arguments: Sequence[str | int | bytes]
     ) -> Any:
         """The reply as the script's header says. Raises what redis-py raises."""
         keys_and_arguments: Any = (*keys, *arguments)

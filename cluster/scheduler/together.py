@@ -21,7 +21,7 @@ from cluster.types import AdmitRequest, SettleRequest
 
 T = TypeVar("T", bound=Hashable)
 
-Command = tuple[list[str], list[str | int]]
+Command = tuple[list[str], list[str | int | bytes]]
 """Keys and arguments of a script."""
 
 
@@ -49,28 +49,32 @@ def admission(requests: Sequence[AdmitRequest]) -> Command:
     pool = requests[0].candidates[0].pool
     buckets: dict[str, int] = {}
     budgets: dict[tuple[str, str], int] = {}
-    calls: list[str | int] = []
+    calls = []
     for request in requests:
         placement = request.placement_of_each[0]
-        calls += (
-            request.request_id,
-            request.tokens,
-            CLASS_NUMBERS[request.priority],
-            request.tenant,
-            request.hold_micro_usd,
-            note_of(request),
-            checked_of(request),
-            placement.base_nano_usd,
-            placement.per_token_nano_usd,
-            placement.affine_replica,
-            placement.credit_nano_usd,
-            len(request.rates),
-            len(request.budgets),
-        )
+        rates: list[int] = []
         for rate in request.rates:
-            calls += (_position(rate.bucket, buckets), rate.increment_us, rate.burst_us)
+            rates += (_position(rate.bucket, buckets), rate.increment_us, rate.burst_us)
+        lines: list[int] = []
         for line in request.budgets:
-            calls += (_position((line.owner, line.window), budgets), line.limit_micro_usd, line.ttl_ms)
+            lines += (_position((line.owner, line.window), budgets), line.limit_micro_usd, line.ttl_ms)
+        calls.append(
+            (
+                request.request_id,
+                request.tokens,
+                CLASS_NUMBERS[request.priority],
+                request.tenant,
+                request.hold_micro_usd,
+                note_of(request),
+                checked_of(request),
+                placement.base_nano_usd,
+                placement.per_token_nano_usd,
+                placement.affine_replica,
+                placement.credit_nano_usd,
+                rates,
+                lines,
+            )
+        )
     script_keys = [
         *(keys.FENCE, keys.EPOCH, keys.EVENTS),
         *keys.of_pool(pool),
@@ -78,7 +82,7 @@ def admission(requests: Sequence[AdmitRequest]) -> Command:
         *starmap(keys.budget, budgets),
         *[keys.reservation(request.request_id) for request in requests],
     ]
-    arguments: list[str | int] = [
+    arguments: list[str | int | bytes] = [
         pool,
         requests[0].lease_ttl_ms,
         RESERVATION_TTL_MS,
@@ -86,9 +90,9 @@ def admission(requests: Sequence[AdmitRequest]) -> Command:
         LOOK_AT_REPLICAS,
         len(buckets),
         len(budgets),
-        len(requests),
+        orjson.dumps(calls),
     ]
-    return script_keys, arguments + calls
+    return script_keys, arguments
 
 
 def by_pool(requests: Sequence[SettleRequest]) -> dict[str, list[SettleRequest]]:
@@ -103,20 +107,21 @@ def by_pool(requests: Sequence[SettleRequest]) -> dict[str, list[SettleRequest]]
 def settlement(pool: str, requests: Sequence[SettleRequest], day: str) -> Command:
     buckets: dict[str, int] = {}
     budgets: dict[tuple[str, str], int] = {}
-    calls: list[str | int] = []
+    calls = []
     for request in requests:
-        calls += (
-            request.request_id,
-            request.cost_micro_usd,
-            request.saved_micro_usd,
-            request.tier,
-            len(request.rates),
-            len(request.budgets),
-        )
+        rates: list[int] = []
         for bucket, back_us in request.rates:
-            calls += (_position(bucket, buckets), back_us)
-        for owner_and_window in request.budgets:
-            calls.append(_position(owner_and_window, budgets))
+            rates += (_position(bucket, buckets), back_us)
+        calls.append(
+            (
+                request.request_id,
+                request.cost_micro_usd,
+                request.saved_micro_usd,
+                request.tier,
+                rates,
+                [_position(owner_and_window, budgets) for owner_and_window in request.budgets],
+            )
+        )
     script_keys = [
         *(keys.stats(day), keys.EVENTS),
         *keys.of_pool(pool),
@@ -124,19 +129,21 @@ def settlement(pool: str, requests: Sequence[SettleRequest], day: str) -> Comman
         *starmap(keys.budget, budgets),
         *[keys.reservation(request.request_id) for request in requests],
     ]
-    arguments: list[str | int] = [
+    arguments: list[str | int | bytes] = [
         pool,
         RESERVATION_TTL_MS,
         len(buckets),
         len(budgets),
-        len(requests),
+        orjson.dumps(calls),
     ]
-    return script_keys, arguments + calls
+    return script_keys, arguments
 
 
-def checked_of(request: AdmitRequest) -> str | int:
+def checked_of(request: AdmitRequest) -> str:
     """0: budgets need not be exact; 1: they must be; or the id of the epoch in which they are known to be."""
-    return request.epoch_id if request.checked and request.epoch_id else int(request.checked)
+    if not request.checked:
+        return "0"
+    return request.epoch_id or "1"
 
 
 def note_of(request: AdmitRequest) -> str:

@@ -6,10 +6,11 @@
 --
 -- KEYS  1 fence, 2 epoch, 3 ev, then the nine of the pool (_pool), then R rate buckets, B budgets, and one resv per call
 -- ARGV  1 pool, 2 lease ttl (ms), 3 resv ttl (ms), 4 a replica is dead after (ms), 5 replicas to look at,
---       6 rate buckets R, 7 budgets B, 8 calls N, then per call: request id, tokens, class, tenant, hold (micro-USD),
---       note, checked (as of `admit`), base, per token (nano-USD), affine replica or '', credit (nano-USD),
---       its rate buckets, its budgets, then per rate bucket: which (1 = the first), increment (us), burst (us);
---       per budget: which, limit (micro-USD), ttl (ms)
+--       6 rate buckets R, 7 budgets B, 8 JSON list of the calls (one argument costs both sides less than dozens), each
+--       [request id, tokens, class, tenant, hold (micro-USD), note, checked (as of `admit`), base, per token (nano-USD),
+--       affine replica or '', credit (nano-USD), [its rate buckets], [its budgets]];
+--       a rate bucket is which (1 = the first), increment (us), burst (us), one behind the other;
+--       a budget is which, limit (micro-USD), ttl (ms)
 -- Reply per call {1, 0, replica, address, fence, lease expiry (ms)} as of `admit`, or {5}: ask `admit`
 -- Time  TIME
 
@@ -17,7 +18,9 @@ local ALONE = { 5 }
 
 local pool = pool_at(4, ARGV[1])
 local lease_ttl_ms, dead_after_ms, look_at = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local buckets, budgets, calls = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local buckets, budgets = tonumber(ARGV[6]), tonumber(ARGV[7])
+local asked = cjson.decode(ARGV[8])
+local calls = #asked
 local first_bucket = 4 + POOL_KEYS
 local first_budget = first_bucket + buckets
 local first_resv = first_budget + budgets
@@ -133,46 +136,44 @@ local function choose(need, base, per_token, affine, credit)
   return nil
 end
 
--- Rate limits, budgets and epoch of the call whose lists begin at ARGV[arg]; true: kept, and taken.
-local function take(arg, own_buckets, own_budgets, hold, checked)
-  local first_own_budget = arg + 3 * own_buckets
-  for a = arg, first_own_budget - 1, 3 do
-    local increment, burst = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
-    if increment > burst or arrivals[tonumber(ARGV[a])] + increment - at_us > burst then
+-- Rate limits, budgets and epoch of a call; true: kept, and taken.
+local function take(own_buckets, own_budgets, hold, checked)
+  for i = 1, #own_buckets, 3 do
+    local increment, burst = own_buckets[i + 1], own_buckets[i + 2]
+    if increment > burst or arrivals[own_buckets[i]] + increment - at_us > burst then
       return false
     end
   end
-  for a = first_own_budget, first_own_budget + 3 * own_budgets - 1, 3 do
-    local book = books[tonumber(ARGV[a])]
-    if book.spent + book.held + hold > tonumber(ARGV[a + 1]) then
+  for i = 1, #own_budgets, 3 do
+    local book = books[own_budgets[i]]
+    if book.spent + book.held + hold > own_budgets[i + 1] then
       return false
     end
   end
   if checked ~= '0' and (not epoch_id or (checked ~= '1' and checked ~= epoch_id)) then
     return false
   end
-  for a = arg, first_own_budget - 1, 3 do
-    local bucket = tonumber(ARGV[a])
-    arrivals[bucket] = arrivals[bucket] + tonumber(ARGV[a + 1])
+  for i = 1, #own_buckets, 3 do
+    local bucket = own_buckets[i]
+    arrivals[bucket] = arrivals[bucket] + own_buckets[i + 1]
   end
-  for a = first_own_budget, first_own_budget + 3 * own_budgets - 1, 3 do
-    local book = books[tonumber(ARGV[a])]
+  for i = 1, #own_budgets, 3 do
+    local book = books[own_budgets[i]]
     book.held = book.held + hold
-    book.ttl_ms = tonumber(ARGV[a + 2])
+    book.ttl_ms = own_budgets[i + 2]
   end
   return true
 end
 
 local leases, infos, touched, granted = {}, {}, {}, {}
 local expiry_ms = now_ms + lease_ttl_ms
-local arg = 9
 for i = 1, calls do
-  local id, need, hold = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 4])
-  local own_buckets, own_budgets = tonumber(ARGV[arg + 11]), tonumber(ARGV[arg + 12])
+  local id, need, class, tenant, hold, note, checked, base, per_token, affine, credit, own_buckets, own_budgets =
+    unpack(asked[i])
   replies[i] = ALONE
   if not found[first_found + first_resv + i - 1] and not granted[id] then
-    local best = choose(need, tonumber(ARGV[arg + 7]), tonumber(ARGV[arg + 8]), ARGV[arg + 9], tonumber(ARGV[arg + 10]))
-    if best and take(arg + 13, own_buckets, own_budgets, hold, ARGV[arg + 6]) then
+    local best = choose(need, base, per_token, affine, credit)
+    if best and take(own_buckets, own_budgets, hold, checked) then
       granted[id] = true
       fence = fence + 1
       best.requests = best.requests + 1
@@ -183,13 +184,12 @@ for i = 1, calls do
       leases[#leases + 1] = id
       infos[#infos + 1] = id
       infos[#infos + 1] = string.format('%d|%d|0|%d|0|%s|%s', need, fence, now_ms, best.address, best.replica)
-      write_open(KEYS[first_resv + i - 1], 'open', 0, pool.name, hold, ARGV[arg + 5], ARGV[3])
+      write_open(KEYS[first_resv + i - 1], 'open', 0, pool.name, hold, note, ARGV[3])
       redis.call('XADD', KEYS[3], 'MAXLEN', '~', 100000, '*', 'kind', 'admitted', 'id', id, 'step', 0, 'pool', pool.name,
-        'replica', best.replica, 'tenant', ARGV[arg + 3], 'class', ARGV[arg + 2])
+        'replica', best.replica, 'tenant', tenant, 'class', class)
       replies[i] = { 1, 0, best.replica, best.address, fence, expiry_ms }
     end
   end
-  arg = arg + 13 + 3 * (own_buckets + own_budgets)
 end
 if #leases == 0 then
   return replies

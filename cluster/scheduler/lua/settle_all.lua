@@ -5,9 +5,9 @@
 -- is.
 --
 -- KEYS  1 stats of the day, 2 ev, then the nine of the pool (_pool), then R rate buckets, B budgets, and one resv per call
--- ARGV  1 pool, 2 resv ttl (ms), 3 rate buckets R, 4 budgets B, 5 calls N, then per call: request id,
---       cost (micro-USD), saved (micro-USD), tier, its rate buckets, its budgets, then per rate bucket: which
---       (1 = the first), what to give back (us); per budget: which
+-- ARGV  1 pool, 2 resv ttl (ms), 3 rate buckets R, 4 budgets B, 5 JSON list of the calls, each
+--       [request id, cost (micro-USD), saved (micro-USD), tier, [its rate buckets], [its budgets]]; a rate bucket is
+--       which (1 = the first), what to give back (us), one behind the other; a budget is which
 -- Reply per call {1, cost, saved, 0} as of `settle`, or {5}: ask `settle`
 -- Time  TIME
 -- allow-oom: a server that is out of memory must still free slots and count money.
@@ -15,7 +15,9 @@
 local ALONE = { 5 }
 
 local pool = pool_at(3, ARGV[1])
-local buckets, budgets, calls = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local buckets, budgets = tonumber(ARGV[3]), tonumber(ARGV[4])
+local asked = cjson.decode(ARGV[5])
+local calls = #asked
 local first_bucket = 3 + POOL_KEYS
 local first_budget = first_bucket + buckets
 local first_resv = first_budget + budgets
@@ -32,10 +34,9 @@ local at_us = now_us()
 local now_ms = to_ms(at_us)
 local found = redis.call('MGET', unpack(KEYS, first_bucket, #KEYS))
 
-local ids, arg = {}, 6
+local ids = {}
 for i = 1, calls do
-  ids[i] = ARGV[arg]
-  arg = arg + 6 + 2 * tonumber(ARGV[arg + 4]) + tonumber(ARGV[arg + 5])
+  ids[i] = asked[i][1]
 end
 local infos = redis.call('HMGET', pool.lease_info, unpack(ids))
 
@@ -71,14 +72,12 @@ end
 
 local ended, spent_sum, saved_sum, calls_of = {}, 0, 0, {}
 local is_ended = {}
-arg = 6
 for i = 1, calls do
-  local id, cost, saved, tier = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2]), ARGV[arg + 3]
-  local own_buckets, own_budgets = tonumber(ARGV[arg + 4]), tonumber(ARGV[arg + 5])
+  local id, cost, saved, tier, own_buckets, own_budgets = unpack(asked[i])
   local known = reservation(found[first_resv - first_bucket + i])
   replies[i] = ALONE
   if known and not known.over and known.pool == pool.name and infos[i] and not is_ended[id]
-    and (own_budgets == 0 or cost <= known.hold) then
+    and (#own_budgets == 0 or cost <= known.hold) then
     is_ended[id] = true
     ended[#ended + 1] = id
     local tokens, fence, granted_ms, replica = string.match(infos[i], '^(%d+)|(%d+)|%d+|(%d+)|%d|[^|]*|(.*)$')
@@ -89,15 +88,15 @@ for i = 1, calls do
       load.changed = true
     end
     learn(tonumber(granted_ms))
-    for a = arg + 6, arg + 5 + 2 * own_buckets, 2 do
-      local bucket, back_us = tonumber(ARGV[a]), tonumber(ARGV[a + 1])
+    for a = 1, #own_buckets, 2 do
+      local bucket, back_us = own_buckets[a], own_buckets[a + 1]
       if back_us ~= 0 then
         arrivals[bucket] = math.max(arrivals[bucket], at_us) - back_us
         corrected[bucket] = true
       end
     end
-    for a = arg + 6 + 2 * own_buckets, arg + 5 + 2 * own_buckets + own_budgets do
-      local book = books[tonumber(ARGV[a])]
+    for _, budget in ipairs(own_budgets) do
+      local book = books[budget]
       if book then
         book.spent = math.max(0, book.spent + cost)
         book.held = math.max(0, book.held - known.hold)
@@ -111,7 +110,6 @@ for i = 1, calls do
       pool.name, 'replica', replica)
     replies[i] = { 1, cost, saved, 0 }
   end
-  arg = arg + 6 + 2 * own_buckets + own_budgets
 end
 if #ended == 0 then
   return replies
