@@ -19,7 +19,8 @@ PAUSE_AFTER_ERROR_S = 0.01
 
 @dataclass(slots=True)
 class Tally:
-    """What the slices of one cell add up to. `busy_s` is the time that all callers spent together.
+    """What the slices of one cell add up to. `window_s` is the time in which every caller was at work, and
+    `in_window` the calls that succeeded in it: the rate of a slice's beginning and end would be another.
     Processor times of the gateway and of its store are None once they could not be read; `client_cpu_s` is
     this process's own. `rss_bytes` is the gateway's, the most that was seen at the end of a slice."""
 
@@ -30,7 +31,8 @@ class Tally:
     output_tokens: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     first_error: str | None = None
-    busy_s: float = 0.0
+    window_s: float = 0.0
+    in_window: int = 0
     cpu_s: float | None = 0.0
     store_cpu_s: float | None = 0.0
     client_cpu_s: float = 0.0
@@ -74,13 +76,16 @@ class Callers:
         self.system = system
         self._request = request
         self._clients = [StreamingClient(endpoint, timeout_s) for _ in range(concurrency)]
+        self._window_s = (0.0, 0.0)
         self.tally = Tally(concurrency)
 
     async def slice(self, seconds_s: float, spread_s: float = 0.0) -> None:
         """Starts no call after `seconds_s`, and waits for those that run: the next system finds a quiet
-        machine. The callers begin evenly over `spread_s`; with calls of equal length they would otherwise
-        all ask in the same moment, again and again, and TTFT would be that of a burst."""
+        machine. The callers begin evenly over `spread_s` (less than `seconds_s`); with calls of equal length
+        they would otherwise all ask in the same moment, again and again, and TTFT would be that of a
+        burst."""
         started_s = perf_counter()
+        self._window_s = started_s + spread_s, started_s + seconds_s
         before = self._cpu()
         step_s = spread_s / len(self._clients)
         await asyncio.gather(
@@ -90,6 +95,7 @@ class Callers:
             )
         )
         after, tally = self._cpu(), self.tally
+        tally.window_s += seconds_s - spread_s
         tally.cpu_s = _with_difference(tally.cpu_s, before.gateway_s, after.gateway_s)
         tally.store_cpu_s = _with_difference(tally.store_cpu_s, before.store_s, after.store_s)
         tally.client_cpu_s += after.client_s - before.client_s
@@ -110,9 +116,13 @@ class Callers:
 
     async def _ask(self, client: StreamingClient, begin_s: float, deadline_s: float) -> None:
         await asyncio.sleep(begin_s - perf_counter())
-        began_s = perf_counter()
         while perf_counter() < deadline_s:
-            last = await client.call_until(self._request, deadline_s, self.tally.add)
+            last = await client.call_until(self._request, deadline_s, self._add)
             if last.error is not None:
                 await asyncio.sleep(PAUSE_AFTER_ERROR_S)
-        self.tally.busy_s += perf_counter() - began_s
+
+    def _add(self, call: Call) -> None:
+        self.tally.add(call)
+        begin_s, end_s = self._window_s
+        if call.error is None and begin_s <= perf_counter() < end_s:
+            self.tally.in_window += 1

@@ -162,23 +162,24 @@ async def _cell(systems: Sequence[System], mode: Mode, concurrency: int, plan: P
         for system in systems
     }
     try:
-        longest_s = 0.0
-        for each in callers.values():
+        typical_s: dict[str, float] = {}
+        for name, each in callers.items():
             async with turn_of(each.system):
                 await each.slice(plan.warm_up_s)
-            longest_s = max(longest_s, each.tally.median_e2e_s())
+            typical_s[name] = each.tally.median_e2e_s()
             each.forget()
+        longest_s = max(typical_s.values(), default=0.0)
         # Long calls need long slices; at least two, or the systems would not alternate.
         slices = max(2, round(plan.seconds_s / max(plan.slice_s, 2 * longest_s)))
         slice_s = plan.seconds_s / slices
         for _ in range(slices):
-            for each in callers.values():
+            for name, each in callers.items():
                 # A collection in the middle of a slice would be blamed on whoever has his turn.
                 gc.collect()
                 gc.disable()
                 try:
                     async with turn_of(each.system):
-                        await each.slice(slice_s, spread_s=min(longest_s, slice_s))
+                        await each.slice(slice_s, spread_s=min(typical_s[name], slice_s / 2))
                 finally:
                     gc.enable()
         return [row(name, mode, each.tally) for name, each in callers.items()]

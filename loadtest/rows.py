@@ -16,7 +16,8 @@ COMPARED = ("p50_ms", "p99_ms", "ttft_p50_ms", "ttft_p99_ms")
 
 
 def row(system: str, mode: Mode, tally: Tally) -> Row:
-    """Times and rates are of calls that succeeded; processor time is shared by all calls."""
+    """Times and rates are of calls that succeeded, the rate while all callers were at work; processor time is
+    shared by all calls."""
     succeeded = len(tally.e2e_s)
     failed = tally.errors.total()
     e2e_s, ttft_s, itl_s = sorted(tally.e2e_s), sorted(tally.ttft_s), sorted(tally.itl_s)
@@ -24,7 +25,7 @@ def row(system: str, mode: Mode, tally: Tally) -> Row:
         "system": system,
         "mode": mode.value,
         "concurrency": tally.concurrency,
-        "requests_per_s": _rate(succeeded, tally),
+        "requests_per_s": round(tally.in_window / tally.window_s, 1) if tally.window_s else 0.0,
         "p50_ms": _ms(nearest_rank(e2e_s, 50)),
         "p99_ms": _ms(nearest_rank(e2e_s, 99)),
         "ttft_p50_ms": _ms(nearest_rank(ttft_s, 50)),
@@ -58,12 +59,6 @@ def _added(each: Row, baseline: Row | None) -> Row:
         own, other = each[name], baseline[name] if baseline else None
         added[f"added_{name}"] = None if own is None or other is None else round(own - other, 3)
     return added
-
-
-def _rate(succeeded: int, tally: Tally) -> float:
-    """Calls per second while all callers are at work. Each caller counts for its own time, so that
-    waiting for the last call of a slice does not lower the rate."""
-    return round(succeeded * tally.concurrency / tally.busy_s, 1) if tally.busy_s else 0.0
 
 
 def _us(cpu_s: float | None, count: int) -> float | None:

@@ -222,10 +222,9 @@ class RedisScheduler:
     async def settle_all(self, requests: Sequence[SettleRequest]) -> tuple[Settlement | None, ...]:
         settled: dict[str, Settlement] = {}
         for pool, calls in together.by_pool(requests).items():
-            if len(calls) > 1:
-                for call, settlement in zip(calls, await self._settle_together(pool, calls), strict=True):
-                    if settlement is not None:
-                        settled[call.request_id] = settlement
+            for call, settlement in zip(calls, await self._settle_together(pool, calls), strict=True):
+                if settlement is not None:
+                    settled[call.request_id] = settlement
         return tuple([settled.pop(each.request_id, None) or await self.settle(each) for each in requests])
 
     async def _settle_together(self, pool: str, requests: Sequence[SettleRequest]) -> list[Settlement | None]:

@@ -31,12 +31,17 @@ NICENESS = 10
 
 
 class BookingProcess:
-    """`Booker`. Started with the first use, and again when it has ended."""
+    """`Booker`. Started again when it has ended."""
 
     def __init__(self, store_url: str) -> None:
         self._store_url = store_url
         self._process: subprocess.Popen[bytes] | None = None
         self._asking = threading.Lock()
+
+    def start(self) -> None:
+        """So that the first records do not wait for it."""
+        with self._asking:
+            self._running()
 
     def book(self, spans: Sequence[Span]) -> Booked:
         with self._asking:
@@ -123,8 +128,11 @@ def main() -> None:
             answer: dict[str, Any] = booker.book(spans)._asdict()
         except SpratError as error:
             answer = {"error": error.message}
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
+        try:
+            answers.write(json.dumps(answer).encode() + b"\n")
+            answers.flush()
+        except BrokenPipeError:  # the gateway was killed meanwhile
+            os._exit(0)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
     journal_folder = Path(runtime.journal_folder)
     journal = Journal.open(journal_folder, name)
     booker = BookingProcess(runtime.store_url)
+    await asyncio.to_thread(booker.start)
     copy = LedgerCopy(scheduler, booker, journal, journal_folder, rebuild.doubt)
     settling = Settling(scheduler, journal, copy)
     context = CallContext(

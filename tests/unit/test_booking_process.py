@@ -27,7 +27,7 @@ import sys, time
 from deployments.gateway.booking_process import BookingProcess
 
 process = BookingProcess(sys.argv[1])
-process.book([(sys.argv[2], 1, 0, 0)])
+process.start()
 print(process.pid, flush=True)
 time.sleep(60)
 """
@@ -132,7 +132,6 @@ def test_it_ends_with_a_gateway_that_was_killed(tmp_path: Path) -> None:
             "-c",
             GATEWAY,
             sqlite_url(tmp_path / "store.sqlite"),
-            str(tmp_path / "none"),
         ],
         stdout=subprocess.PIPE,
         text=True,

@@ -83,13 +83,14 @@ class TestRow:
             tally(
                 e2e_s=[0.004, 0.002, 0.003, 0.001],
                 ttft_s=[0.0015, 0.0005],
-                busy_s=1.0,
+                window_s=0.5,
+                in_window=3,
                 cpu_s=0.001,
                 errors=Counter(status=1),
                 output_tokens=8,
             ),
         )
-        assert made["requests_per_s"] == 8.0  # 4 calls, 2 callers, 0.5 s each
+        assert made["requests_per_s"] == 6.0  # the fourth ended after the window
         assert (made["p50_ms"], made["p99_ms"]) == (2.0, 4.0)
         assert (made["ttft_p50_ms"], made["ttft_p99_ms"]) == (0.5, 1.5)
         assert made["cpu_us_per_request"] == 200.0  # failed calls cost time too
@@ -101,7 +102,7 @@ class TestRow:
         spent = {
             "e2e_s": [0.1] * 4,
             "output_tokens": 8,
-            "busy_s": 1.0,
+            "window_s": 1.0,
             "cpu_s": 0.004,
             "store_cpu_s": 0.002,
             "client_cpu_s": 0.001,
@@ -115,7 +116,7 @@ class TestRow:
         assert whole["cpu_us_per_chunk"] is None
 
     def test_nothing_but_errors_is_a_row_too(self):
-        made = row("sprat", Mode.UNARY, tally(busy_s=1.0, errors=Counter(connect=7), cpu_s=None))
+        made = row("sprat", Mode.UNARY, tally(window_s=1.0, errors=Counter(connect=7), cpu_s=None))
         assert (made["requests_per_s"], made["n"], made["errors"]) == (0.0, 0, 7)
         assert made["p50_ms"] is made["ttft_p50_ms"] is made["cpu_us_per_request"] is None
 
@@ -123,10 +124,10 @@ class TestRow:
 class TestAdded:
     def rows(self) -> list[dict]:
         fast, slow = (
-            tally(e2e_s=[0.001], ttft_s=[0.0005], busy_s=1),
-            tally(e2e_s=[0.004], ttft_s=[0.002], busy_s=1),
+            tally(e2e_s=[0.001], ttft_s=[0.0005], window_s=1),
+            tally(e2e_s=[0.004], ttft_s=[0.002], window_s=1),
         )
-        other = Tally(concurrency=16, e2e_s=[0.009], ttft_s=[0.009], busy_s=1)
+        other = Tally(concurrency=16, e2e_s=[0.009], ttft_s=[0.009], window_s=1)
         return [
             row("sprat", Mode.STREAM, slow),
             row("direct", Mode.STREAM, fast),
@@ -391,7 +392,7 @@ class TestManyStreams:
 
 
 def a_report() -> dict:
-    fast, slow = tally(e2e_s=[0.001], busy_s=1, cpu_s=0.001), tally(e2e_s=[0.004], busy_s=1, cpu_s=0.002)
+    fast, slow = tally(e2e_s=[0.001], window_s=1, cpu_s=0.001), tally(e2e_s=[0.004], window_s=1, cpu_s=0.002)
     rows = [row("direct", Mode.UNARY, fast), row("a<b", Mode.UNARY, slow), row("a<b", Mode.STREAM, slow)]
     return {
         "date": "2026-11-22T10:00:00+00:00",

@@ -1,4 +1,4 @@
-"""Admissions of one turn of the loop: the first goes alone, the others share a script."""
+"""Admissions of one turn of the loop share a script."""
 
 from __future__ import annotations
 
@@ -36,28 +36,27 @@ def of(request_id: str, pool: str = "small") -> AdmitRequest:
     return admit_request(request_id, candidates=(candidate(pool),))
 
 
-async def test_one_caller_is_never_gathered() -> None:
-    scripts = Scripts()
-    gathering = Gathering(scripts.together)
-    for number in range(3):
-        assert await gathering.admit(of(f"r{number}")) is None
-        await asyncio.sleep(0)
-    assert scripts.batches == []
-
-
-async def test_the_others_of_a_turn_share_a_script_per_pool() -> None:
+async def test_those_of_a_turn_share_a_script_per_pool() -> None:
     scripts = Scripts()
     gathering = Gathering(scripts.together)
     asked = [of("a"), of("b"), of("odd"), of("c", "large"), of("d")]
     answers = await asyncio.gather(*map(gathering.admit, asked))
-    assert scripts.batches == [["b", "odd", "d"], ["c"]]
-    assert [answer and answer.request_id for answer in answers] == [None, "b", None, "c", "d"]
+    assert scripts.batches == [["a", "b", "odd", "d"], ["c"]]
+    assert [answer and answer.request_id for answer in answers] == ["a", "b", None, "c", "d"]
+
+
+async def test_one_alone_waits_for_nobody() -> None:
+    scripts = Scripts()
+    gathering = Gathering(scripts.together)
+    for number in range(3):
+        assert await gathering.admit(of(f"r{number}")) is not None
+    assert scripts.batches == [["r0"], ["r1"], ["r2"]]
 
 
 async def test_a_script_is_never_long() -> None:
     scripts = Scripts()
     gathering = Gathering(scripts.together)
-    await asyncio.gather(*(gathering.admit(of(f"r{number}")) for number in range(2 * AT_ONCE + 2)))
+    await asyncio.gather(*(gathering.admit(of(f"r{number}")) for number in range(2 * AT_ONCE + 1)))
     assert [len(batch) for batch in scripts.batches] == [AT_ONCE, AT_ONCE, 1]
 
 
@@ -67,14 +66,14 @@ async def test_who_has_left_is_not_admitted() -> None:
     tasks = [asyncio.create_task(gathering.admit(of(name))) for name in "abc"]
     asyncio.get_running_loop().call_soon(tasks[1].cancel)
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert scripts.batches == [["c"]]
+    assert scripts.batches == [["a", "c"]]
 
 
 async def test_each_hears_of_a_store_that_is_away_by_an_error_of_its_own() -> None:
     scripts = Scripts()
     scripts.away = True
     gathering = Gathering(scripts.together)
-    _, *others = await asyncio.gather(*(gathering.admit(of(name)) for name in "abc"), return_exceptions=True)
+    others = await asyncio.gather(*(gathering.admit(of(name)) for name in "abc"), return_exceptions=True)
     assert all(isinstance(each, SchedulerUnavailable) for each in others)
     assert others[0] is not others[1], "callers write their own headers on it"
 
