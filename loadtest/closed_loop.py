@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter, process_time
 
 from loadtest.call import Call
@@ -16,13 +17,16 @@ from loadtest.systems import System
 # A refused caller that asks again at once would take the processor from everybody else.
 PAUSE_AFTER_ERROR_S = 0.01
 
+CALLS_PER_WINDOW = 4
+
 
 @dataclass(slots=True)
 class Tally:
     """What the slices of one cell add up to. `window_s` is the time in which every caller was at work, and
     `in_window` the calls that succeeded in it: the rate of a slice's beginning and end would be another.
-    Processor times of the gateway and of its store are None once they could not be read; `client_cpu_s` is
-    this process's own. `rss_bytes` is the gateway's, the most that was seen at the end of a slice."""
+    Where calls are too long for that, both are of all calls, to the end of the last. Processor times of the
+    gateway and of its store are None once they could not be read; `client_cpu_s` is this process's own.
+    `rss_bytes` is the gateway's, the most that was seen at the end of a slice."""
 
     concurrency: int
     e2e_s: list[float] = field(default_factory=list)
@@ -81,11 +85,12 @@ class Callers:
 
     async def slice(self, seconds_s: float, spread_s: float = 0.0) -> None:
         """Starts no call after `seconds_s`, and waits for those that run: the next system finds a quiet
-        machine. The callers begin evenly over `spread_s` (less than `seconds_s`); with calls of equal length
+        machine. The callers begin evenly over `spread_s`, the length of a call; with calls of equal length
         they would otherwise all ask in the same moment, again and again, and TTFT would be that of a
         burst."""
         started_s = perf_counter()
-        self._window_s = started_s + spread_s, started_s + seconds_s
+        has_window = spread_s <= seconds_s / CALLS_PER_WINDOW
+        self._window_s = (started_s + spread_s, started_s + seconds_s) if has_window else (0.0, inf)
         before = self._cpu()
         step_s = spread_s / len(self._clients)
         await asyncio.gather(
@@ -95,7 +100,7 @@ class Callers:
             )
         )
         after, tally = self._cpu(), self.tally
-        tally.window_s += seconds_s - spread_s
+        tally.window_s += seconds_s - spread_s if has_window else perf_counter() - started_s
         tally.cpu_s = _with_difference(tally.cpu_s, before.gateway_s, after.gateway_s)
         tally.store_cpu_s = _with_difference(tally.store_cpu_s, before.store_s, after.store_s)
         tally.client_cpu_s += after.client_s - before.client_s

@@ -179,7 +179,7 @@ async def _cell(systems: Sequence[System], mode: Mode, concurrency: int, plan: P
                 gc.disable()
                 try:
                     async with turn_of(each.system):
-                        await each.slice(slice_s, spread_s=min(typical_s[name], slice_s / 2))
+                        await each.slice(slice_s, spread_s=min(typical_s[name], slice_s))
                 finally:
                     gc.enable()
         return [row(name, mode, each.tally) for name, each in callers.items()]
