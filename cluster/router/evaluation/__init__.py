@@ -1,0 +1,1 @@
+"""How good a routing policy is, from labels that say which model was right: `sprat eval`."""
