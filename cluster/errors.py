@@ -44,7 +44,8 @@ class SpratError(Exception):
 
 
 class ConfigError(SpratError):
-    """The YAML, the state folder or the machine does not allow to start. Exit code 2 at the command line."""
+    """The YAML, the state folder, the machine or a file that was given does not allow to start. Exit code 2
+    at the command line."""
 
     code = "config"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cluster.errors import ConfigError, SpratError
-from deployments.cli import bench, budget, check, down, keys, loadtest, logs, route, status, up
+from deployments.cli import bench, budget, check, down, evaluate, keys, loadtest, logs, route, status, up
 from deployments.state_folder import STATE_VARIABLE, StateFolder
 from deployments.version import version
 
@@ -31,7 +31,7 @@ def sprat(context: click.Context, state: Path) -> None:
 
 for command in (
     *(up.up, down.down, status.status, check.check, route.route, logs.logs),
-    *(keys.keys, budget.budget, bench.bench, loadtest.loadtest),
+    *(keys.keys, budget.budget, bench.bench, loadtest.loadtest, evaluate.evaluation),
 ):
     sprat.add_command(command)
 

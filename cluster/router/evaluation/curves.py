@@ -1,8 +1,9 @@
 """Cost-quality curves of a router between two models (RouteLLM, arXiv 2406.18665).
 
-A score per prompt says how much the strong model is worth there. For every share k of calls that goes to the
-strong model, highest scores first, PGR(k) is the part of the gap between the two models' accuracies that is
-recovered: 0 is the weak model alone, 1 the strong one; it can pass 1, as the weak model alone is right sometimes.
+A score per prompt says how much the strong model is worth there. For every share k of calls that goes to
+the strong model, highest scores first, PGR(k) is the part of the gap between the two models' accuracies
+that is recovered: 0 is the weak model alone, 1 the strong one; it can pass 1, as the weak model alone is
+right sometimes.
 """
 
 from __future__ import annotations

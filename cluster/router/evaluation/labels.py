@@ -1,4 +1,5 @@
-"""Label files in RouteLLM's format: one row per prompt, with a column per model that says whether it was right.
+"""Label files in RouteLLM's format: one row per prompt, with a column per model that says whether it was
+right.
 
 CSV with a column `prompt` and exactly two columns of true/false or 1/0; other columns are ignored. The strong
 model is the one with the higher mean, in the training file if there is one.
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import InvalidInput
+from cluster.errors import ConfigError
 
 PROMPT = "prompt"
 FEWEST = 20
@@ -23,8 +24,8 @@ _VALUES = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """`weak[i]` and `strong[i]`: whether the model answered `prompts[i]` correctly. `groups[i]` names the file the
-    row came from."""
+    """`weak[i]` and `strong[i]`: whether the model answered `prompts[i]` correctly. `groups[i]` names the
+    file the row came from."""
 
     prompts: tuple[str, ...]
     weak: tuple[bool, ...]
@@ -58,7 +59,7 @@ class Labels:
 
 def read_labels(files: Sequence[Path], *, strong: str | None = None, drop: Sequence[Path] = ()) -> Labels:
     """All rows of files that name the same two models. `strong` overrides which is the strong one; prompts in
-    the files of `drop` are left out. Raises InvalidInput with file and line."""
+    the files of `drop` are left out. Raises ConfigError with file and line."""
     dropped = _dropped(drop)
     models: tuple[str, str] | None = None
     prompts: list[str] = []
@@ -69,9 +70,9 @@ def read_labels(files: Sequence[Path], *, strong: str | None = None, drop: Seque
         if models is None:
             models = named
         elif set(named) != set(models):
-            raise InvalidInput(
-                f"{file}: the models are {' and '.join(named)}, those of {files[0]} are {' and '.join(models)}. "
-                "Evaluate files of the same two models together."
+            raise ConfigError(
+                f"{file}: the models are {' and '.join(named)}, those of {files[0]} are "
+                f"{' and '.join(models)}. Evaluate files of the same two models together."
             )
         order = (0, 1) if named == models else (1, 0)
         for prompt, values in rows:
@@ -81,9 +82,9 @@ def read_labels(files: Sequence[Path], *, strong: str | None = None, drop: Seque
                 for model, column in enumerate(order):
                     right[model].append(values[column])
     if models is None or len(prompts) < FEWEST:
-        raise InvalidInput(f"{len(prompts)} labelled prompts are too few; give at least {FEWEST}.")
+        raise ConfigError(f"{len(prompts)} labelled prompts are too few; give at least {FEWEST}.")
     if strong is not None and strong not in models:
-        raise InvalidInput(f"--strong {strong!r} is not one of the models {' and '.join(models)}.")
+        raise ConfigError(f"--strong {strong!r} is not one of the models {' and '.join(models)}.")
     first_is_strong = strong == models[0] if strong is not None else sum(right[0]) > sum(right[1])
     weak_at, strong_at = (1, 0) if first_is_strong else (0, 1)
     return Labels(
@@ -104,9 +105,11 @@ def _read(file: Path) -> tuple[tuple[str, str], list[tuple[str, tuple[bool, bool
             columns = list(reader.fieldnames or ())
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidInput(f"{file}: cannot be read as CSV: {error}.") from error
+        raise ConfigError(f"{file}: cannot be read as CSV: {error}.") from error
     if PROMPT not in columns:
-        raise InvalidInput(f"{file}: there is no column {PROMPT!r}; it has {', '.join(columns) or 'no columns'}.")
+        raise ConfigError(
+            f"{file}: there is no column {PROMPT!r}; it has {', '.join(columns) or 'no columns'}."
+        )
     models = [
         column
         for column in columns
@@ -114,14 +117,14 @@ def _read(file: Path) -> tuple[tuple[str, str], list[tuple[str, tuple[bool, bool
     ]
     if len(models) != 2:
         named = ", ".join(models) or "none"
-        raise InvalidInput(
+        raise ConfigError(
             f"{file}: exactly two columns of true/false or 1/0 are needed, one per model; found {named}."
         )
     first, second = models
     read = []
     for line, row in rows:
         if not row[PROMPT]:
-            raise InvalidInput(f"{file}: the prompt that ends on line {line} is empty.")
+            raise ConfigError(f"{file}: the prompt that ends on line {line} is empty.")
         read.append((row[PROMPT], (bool(_value(row[first])), bool(_value(row[second])))))
     return (first, second), read
 
@@ -131,7 +134,8 @@ def _value(text: str | None) -> bool | None:
 
 
 def _dropped(files: Sequence[Path]) -> frozenset[str]:
-    """Contamination lists: JSON lines, each a prompt or an object with one under `prompt` or `eval_prompt`."""
+    """Contamination lists: JSON lines, each a prompt or an object with one under `prompt` or
+    `eval_prompt`."""
     found: set[str] = set()
     for file in files:
         try:
@@ -140,10 +144,10 @@ def _dropped(files: Sequence[Path]) -> frozenset[str]:
                     entry = json.loads(line)
                     prompt = entry if isinstance(entry, str) else _prompt_of(entry)
                     if prompt is None:
-                        raise InvalidInput(f"{file}: line {number} holds no prompt.")
+                        raise ConfigError(f"{file}: line {number} holds no prompt.")
                     found.add(prompt)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InvalidInput(f"{file}: cannot be read as JSON lines: {error}.") from error
+            raise ConfigError(f"{file}: cannot be read as JSON lines: {error}.") from error
     return frozenset(found)
 
 

@@ -1,0 +1,256 @@
+"""Label files, curves and protocols of `sprat eval router`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.errors import ConfigError
+from cluster.router import ngrams
+from cluster.router.correctness import Calibration, CorrectnessModel
+from cluster.router.evaluation.curves import apgr_interval, curve, expected_calibration_error
+from cluster.router.evaluation.labels import read_labels
+from cluster.router.evaluation.plot import plot
+from cluster.router.evaluation.protocols import Protocol, evaluate
+from cluster.router.evaluation.results import save
+from cluster.router.evaluation.scorers import Learned, PromptLength, Random
+from deployments.cli.evaluate import evaluation
+
+ROUTELLM = Path(__file__).parents[3] / "shared" / "data" / "routellm"
+EASY, HARD = "what colour is the sky over", "prove the theorem about the integral of"
+
+
+def rows(count: int, offset: int = 0) -> list[tuple[str, bool, bool]]:
+    """The weak model is right on the easy ones, the strong one on nearly all."""
+    found = []
+    for number in range(offset, offset + count):
+        hard = number % 2 == 1
+        prompt = f"{HARD if hard else EASY} {number}"
+        found.append((prompt, not hard, number % 10 != 0))
+    return found
+
+
+def write(
+    path: Path, labelled: list[tuple[str, bool, bool]], values: tuple[str, str] = ("True", "False")
+) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("prompt", "small", "large", "subject"))
+        for prompt, weak, strong in labelled:
+            writer.writerow((prompt, values[not weak], values[not strong], "x"))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return [write(tmp_path / f"part{number}.csv", rows(40, 40 * number)) for number in range(6)]
+
+
+class TestLabels:
+    def test_the_stronger_model_is_the_one_with_the_higher_mean(self, files: list[Path]) -> None:
+        labels = read_labels(files)
+        assert (labels.weak_model, labels.strong_model, len(labels)) == ("small", "large", 240)
+        assert labels.weak_accuracy == 0.5
+        assert labels.groups[0] == "part0"
+        assert read_labels(files, strong="small").strong_model == "small"
+
+    def test_ones_and_zeros_and_other_columns(self, tmp_path: Path) -> None:
+        labels = read_labels([write(tmp_path / "a.csv", rows(30), ("1", "0"))])
+        assert labels.weak == tuple(weak for _, weak, _ in rows(30))
+
+    def test_contaminated_prompts_are_left_out(self, files: list[Path], tmp_path: Path) -> None:
+        drop = tmp_path / "drop.jsonl"
+        drop.write_text(json.dumps({"eval_prompt": rows(1)[0][0]}) + "\n" + json.dumps(rows(2)[1][0]) + "\n")
+        assert len(read_labels(files, drop=[drop])) == 238
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("question,a,b\nx,True,False\n", "no column 'prompt'"),
+            ("prompt,a\nx,True\n", "exactly two columns"),
+            ("prompt,a,b,c\nx,True,False,True\n", "exactly two columns"),
+            ("prompt,a,b\nx,True,maybe\n", "exactly two columns"),
+            ("prompt,a,b\n,True,False\n", "line 2 is empty"),
+            ("prompt,a,b\nx,True,False\n", "too few"),
+            ("", "no columns"),
+        ],
+    )
+    def test_bad_files_say_what_is_wrong(self, tmp_path: Path, text: str, says: str) -> None:
+        path = tmp_path / "bad.csv"
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            read_labels([path])
+
+    def test_files_of_other_models_are_not_mixed(self, files: list[Path], tmp_path: Path) -> None:
+        other = tmp_path / "other.csv"
+        other.write_text(files[0].read_text().replace("small", "tiny"))
+        with pytest.raises(ConfigError, match="same two models"):
+            read_labels([*files, other])
+        with pytest.raises(ConfigError, match="--strong 'gpt'"):
+            read_labels(files, strong="gpt")
+
+
+class TestCurves:
+    WEAK = np.array([True, False, True, False])
+    STRONG = np.array([True, True, False, True])
+
+    def test_by_hand(self) -> None:
+        made = curve(np.array([1.0, 4.0, 2.0, 3.0]), self.WEAK, self.STRONG, seed=0)
+        assert made.pgr.tolist() == [0, 1, 2, 1, 1]  # up: 2nd, 4th, 3rd (which the strong one loses), 1st
+        assert made.apgr == pytest.approx((0.5 + 1.5 + 1.5 + 1) / 4)
+        assert (made.cpt(0.5), made.cpt(0.8), made.cpt(3.0)) == (0.25, 0.25, None)
+
+    @given(st.integers(0, 100))
+    def test_equal_scores_are_a_random_router(self, seed: int) -> None:
+        made = curve(np.zeros(4), self.WEAK, self.STRONG, seed)
+        assert made.pgr[0] == 0
+        assert made.pgr[-1] == 1
+
+    def test_no_gap_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="no gap"):
+            curve(np.arange(4.0), self.WEAK, self.WEAK, seed=0)
+
+    def test_the_interval_holds_the_estimate_and_shrinks_with_data(self) -> None:
+        generator = np.random.default_rng(0)
+
+        def interval(count: int) -> tuple[float, float, float]:
+            weak, strong = generator.random(count) < 0.5, generator.random(count) < 0.9
+            scores = generator.random(count) - weak
+            low, high = apgr_interval(scores, weak, strong, seed=0)
+            return low, curve(scores, weak, strong, 0).apgr, high
+
+        (low, value, high), (low2, value2, high2) = interval(200), interval(5000)
+        assert low < value < high
+        assert low2 < value2 < high2
+        assert high2 - low2 < high - low
+
+    def test_calibration_error(self) -> None:
+        right = np.array([True] * 8 + [False] * 2)
+        assert expected_calibration_error(np.full(10, 0.8), right) == pytest.approx(0)
+        assert expected_calibration_error(np.full(10, 0.3), right) == pytest.approx(0.5)
+        assert expected_calibration_error(np.ones(10), right) == pytest.approx(0.2)
+
+
+class TestNgrams:
+    @given(st.text(max_size=60))
+    def test_any_text_has_numbers_in_range_each_once(self, text: str) -> None:
+        numbers, values = ngrams.counts_of(text)
+        assert len(set(numbers.tolist())) == len(numbers) == len(values)
+        assert all(0 <= number < ngrams.SIZE for number in numbers)
+        assert (np.diff(numbers) > 0).all()
+        assert (values >= 1).all()
+
+    def test_they_are_the_same_in_every_process(self) -> None:
+        numbers, _ = ngrams.counts_of("Match the model to the task")
+        assert numbers[:3].tolist() == [8996, 9377, 31369]
+
+    def test_upper_case_and_spaces_say_nothing(self) -> None:
+        first, second = ngrams.counts_of("A  big\n\nDog"), ngrams.counts_of("a big dog")
+        assert all((one == other).all() for one, other in zip(first, second, strict=True))
+
+    def test_blocks_have_length_one(self) -> None:
+        _, values = ngrams.weighted(ngrams.counts_of("some words here"), np.ones(ngrams.SIZE))
+        assert np.dot(values, values) == pytest.approx(2)
+
+    def test_a_long_prompt_is_read_at_both_ends(self) -> None:
+        assert ngrams.shortened("a" * 5000 + "b" * 5000) == "a" * 4096 + " " + "b" * 4096
+        assert ngrams.shortened("short") == "short"
+
+
+class TestCorrectness:
+    def test_it_learns_which_prompts_are_hard(self) -> None:
+        labelled = rows(200)
+        prompts = [prompt for prompt, _, _ in labelled]
+        right = np.array([(weak, strong) for _, weak, strong in labelled])
+        model = CorrectnessModel.fit(("small", "large"), prompts, right, seed=0)
+        (easy, hard) = model.probabilities((f"{EASY} 999", f"{HARD} 998"))
+        assert easy[0] > 0.9
+        assert hard[0] < 0.2
+        assert 0.7 < hard[1] <= 0.995
+        again = CorrectnessModel.fit(("small", "large"), prompts, right, seed=0)
+        assert (again.raw(prompts[:5]) == model.raw(prompts[:5])).all()
+
+    def test_a_calibration_rises_and_is_never_certain(self) -> None:
+        scores = np.linspace(0, 1, 100)
+        fitted = Calibration.of(scores, scores > 0.5)
+        read = fitted(np.array([-5.0, 0.1, 0.4, 0.6, 9.0]))
+        assert (np.diff(read) >= 0).all()
+        assert (read[0], read[-1]) == (0.005, 0.995)
+
+
+class TestEvaluate:
+    def report(
+        self, files: list[Path], protocol: Protocol, train: list[Path] | None = None
+    ) -> dict[str, Any]:
+        learn_from = read_labels(train) if train else None
+        scorers = (Learned(), PromptLength(), Random())
+        return evaluate(protocol, read_labels(files), learn_from, scorers, seed=1, tell=lambda _: None)
+
+    @pytest.mark.parametrize("protocol", [Protocol.IN, Protocol.OUT])
+    def test_what_can_be_learned_is_learned(self, files: list[Path], protocol: Protocol) -> None:
+        report = self.report(files, protocol)
+        policies = report["policies"]
+        assert policies["learned"]["apgr"] > 0.7 > policies["random"]["apgr"]
+        assert policies["learned"]["cpt50"] < 0.35
+        low, high = policies["learned"]["apgr_ci"]
+        assert low < policies["learned"]["apgr"] < high
+        assert policies["learned"]["ece"] < 0.15
+        assert policies["prompt_length"]["ece"] is None
+        assert policies["learned"]["decide_us_p50"] > 0
+
+    def test_transfer_learns_from_the_other_files_only(self, files: list[Path]) -> None:
+        report = self.report(files[:2], Protocol.TRANSFER, files[2:])
+        assert report["n"] == 80
+        assert report["policies"]["learned"]["apgr"] > 0.7
+        with pytest.raises(ConfigError, match="--train goes with"):
+            self.report(files, Protocol.TRANSFER)
+
+    def test_too_few_files_to_leave_out(self, files: list[Path]) -> None:
+        with pytest.raises(ConfigError, match="are too few"):
+            self.report(files[:3], Protocol.OUT)
+
+    def test_results_are_saved_with_their_plot(self, files: list[Path], tmp_path: Path) -> None:
+        report = self.report(files, Protocol.IN)
+        table, picture = save(report, tmp_path / "results")
+        assert json.loads(table.read_text()) == report
+        assert picture.read_text() == plot(report)
+        assert "learned: APGR" in picture.read_text()
+
+
+class TestCommand:
+    def test_files_in_a_row_and_json(self, files: list[Path]) -> None:
+        names = [str(file) for file in files]
+        done = CliRunner().invoke(
+            evaluation,
+            ["router", "--labels", *names[:2], "--train", *names[2:], "--protocol", "transfer", "--json"],
+        )
+        report = json.loads(done.stdout)
+        assert (done.exit_code, report["protocol"], report["n"]) == (0, "transfer", 80)
+        assert {"learned", "prompt_length", "random"} <= report["policies"].keys()
+
+    def test_a_folder_and_a_table(self, files: list[Path]) -> None:
+        done = CliRunner().invoke(
+            evaluation, ["router", "--labels", str(files[0].parent), "--protocol", "out", "--seed", "3"]
+        )
+        assert done.exit_code == 0, done.output
+        assert "240 prompts, protocol out: small is right on 50.0%" in done.stdout
+
+
+@pytest.mark.skipif(not ROUTELLM.is_dir(), reason="RouteLLM's labels are not on this machine")
+def test_real_labels_are_read() -> None:
+    labels = read_labels(
+        sorted((ROUTELLM / "mmlu").glob("*.csv")), drop=[ROUTELLM / "mmlu_contaminated_prompts.jsonl"]
+    )
+    assert len(labels) == 14_037
+    assert (round(labels.weak_accuracy, 4), round(labels.strong_accuracy, 4)) == (0.6809, 0.8059)
+    lengths = np.array([float(len(prompt)) for prompt in labels.prompts])
+    made = curve(lengths, np.array(labels.weak), np.array(labels.strong), seed=0)
+    assert made.apgr == pytest.approx(0.586, abs=0.002), "as published for prompt length alone"
