@@ -96,10 +96,11 @@ def router(
 
 def _same(strong: str | None, labels: tuple[Path, ...]) -> str | None:
     """The strong model of the training files, where these name it too: another file may have other models."""
-    if strong is None:
+    files = _files(labels)
+    if strong is None or not files:
         return None
-    header = _files(labels)[0].open(encoding="utf-8").readline()
-    return strong if strong in header else None
+    with files[0].open(encoding="utf-8", errors="replace") as file:
+        return strong if strong in file.readline() else None
 
 
 def _files(paths: tuple[Path, ...]) -> list[Path]:

@@ -236,6 +236,13 @@ class TestCommand:
         assert (done.exit_code, report["protocol"], report["n"]) == (0, "transfer", 80)
         assert {"learned", "prompt_length", "random"} <= report["policies"].keys()
 
+    def test_an_empty_folder_is_told_of(self, files: list[Path], tmp_path: Path) -> None:
+        (tmp_path / "none").mkdir()
+        options = ["router", "--labels", str(tmp_path / "none"), "--train", str(files[0])]
+        done = CliRunner().invoke(evaluation, [*options, "--protocol", "transfer"])
+        assert isinstance(done.exception, ConfigError)
+        assert "0 labelled prompts are too few" in str(done.exception)
+
     def test_a_folder_and_a_table(self, files: list[Path]) -> None:
         done = CliRunner().invoke(
             evaluation, ["router", "--labels", str(files[0].parent), "--protocol", "out", "--seed", "3"]
