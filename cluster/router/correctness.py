@@ -18,6 +18,7 @@ from scipy.optimize import isotonic_regression
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import lsqr
 
+from cluster.router.folds import part_of_rows
 from cluster.router.ngrams import SIZE, Counts, counts_of, inverse_document_frequencies, weighted
 
 Floats = NDArray[np.float64]
@@ -77,7 +78,10 @@ class CorrectnessModel:
 
     def probabilities(self, prompts: Sequence[str]) -> Floats:
         """P(the model answers correctly), shape (prompts, models)."""
-        raw = self.raw(prompts)
+        return self.calibrated(self.raw(prompts))
+
+    def calibrated(self, raw: Floats) -> Floats:
+        """What `raw` gave, as probabilities."""
         return np.column_stack([each(raw[:, model]) for model, each in enumerate(self.calibrations)])
 
     @classmethod
@@ -94,7 +98,9 @@ class CorrectnessModel:
         on prompts that were left out: at random or, with `groups`, whole groups of them, as is right for a
         model that is to be used on other topics than those of its labels."""
         counts = [counts_of(prompt) for prompt in prompts]
-        parts = _parts(len(prompts), groups, seed)
+        if groups is not None and len(set(groups)) < FOLDS:
+            groups = None
+        parts = part_of_rows(len(prompts), FOLDS, seed=seed, groups=groups)
         held_out = {ridge: np.empty(right.shape) for ridge in RIDGES}
         for part in range(FOLDS):
             inside, outside = np.flatnonzero(parts != part), np.flatnonzero(parts == part)
@@ -112,15 +118,6 @@ class CorrectnessModel:
             Calibration.of(held_out[best][:, model], right[:, model]) for model in range(len(models))
         )
         return cls(tuple(models), idf, _solve(matrix, right - means, best), means, calibrations, best)
-
-
-def _parts(count: int, groups: Sequence[str] | None, seed: int) -> NDArray[np.int64]:
-    generator = np.random.default_rng(seed)
-    if groups is None or len(set(groups)) < FOLDS:
-        return generator.permutation(count) % FOLDS
-    names = sorted(set(groups))
-    part_of = dict(zip(names, generator.permutation(len(names)) % FOLDS, strict=True))
-    return np.array([part_of[group] for group in groups])
 
 
 def _features(counts: Counts, prompt: str, idf: Floats) -> Counts:

@@ -59,7 +59,7 @@ class KeyTerms:
 
     def rate_charges(self, tokens: int) -> tuple[RateCharge, ...]:
         of_tokens = [
-            RateCharge(bucket, -(-tokens * MINUTE_US // limit.per_minute), burst_us)
+            RateCharge(bucket, increment_us(tokens, limit), burst_us)
             for bucket, limit, burst_us in self._token_limits
         ]
         return (*self._request_charges, *of_tokens)

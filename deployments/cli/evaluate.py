@@ -71,10 +71,12 @@ def router(
     from cluster.router.evaluation.protocols import Protocol, evaluate
     from cluster.router.evaluation.scorers import all_scorers
 
-    learn_from = read_labels(_files(train), strong=strong, drop=drop) if train else None
-    if learn_from is not None:
-        strong = learn_from.strong_model if strong is None else strong
-    asked = read_labels(_files(labels), strong=_same(strong, labels), drop=drop)
+    if train:
+        learn_from = read_labels(_files(train), strong=strong, drop=drop)
+        asked = read_labels(_files(labels), strong_in_training=learn_from.strong_model, drop=drop)
+    else:
+        learn_from = None
+        asked = read_labels(_files(labels), strong=strong, drop=drop)
     report = evaluate(
         Protocol(protocol),
         asked,
@@ -92,15 +94,6 @@ def router(
         click.echo(json.dumps(report))
     else:
         _print(report)
-
-
-def _same(strong: str | None, labels: tuple[Path, ...]) -> str | None:
-    """The strong model of the training files, where these name it too: another file may have other models."""
-    files = _files(labels)
-    if strong is None or not files:
-        return None
-    with files[0].open(encoding="utf-8", errors="replace") as file:
-        return strong if strong in file.readline() else None
 
 
 def _files(paths: tuple[Path, ...]) -> list[Path]:

@@ -20,7 +20,9 @@ from cluster.store import open_store, sqlite_url
 from deployments.gateway import booking
 from deployments.gateway.booking_process import BookingProcess
 from deployments.gateway.journal import Journal
-from tests.unit.test_settling import NAME, entry
+from tests.builders import ledger_entry
+
+NAME = ("key:k1", "total")
 
 GATEWAY = """
 import sys, time
@@ -52,7 +54,9 @@ def spent(tmp_path: Path) -> int:
 
 
 def append(journal: Journal, *numbers: int) -> None:
-    journal.append_all([{"entry": asdict(entry(f"r{number}", 10))} for number in numbers])
+    journal.append_all(
+        [{"entry": asdict(ledger_entry(f"r{number}", cost_micro_usd=10))} for number in numbers]
+    )
 
 
 def test_records_of_several_segments_are_booked_once(

@@ -606,8 +606,7 @@ class TestCommand:
         assert result.keys() >= FIELDS
         assert json.loads(saved.read_text()) == result
         assert saved.name.startswith(result["date"][:10])
-        # How much faster is for a quiet machine to say (kernels/results); here another program may run.
-        assert result["cpu"]["speedup_vs_stock"] > 0
+        assert result["cpu"]["speedup_vs_stock"] > 1
         assert result["cpu"]["base_rows_exact"] is True
         stock = [row for row in result["rows"] if row["system"] == "vllm_cpu" and row["base_share"]]
         assert [row["base_rows_exact"] for row in stock] == [False, False]

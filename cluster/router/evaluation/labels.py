@@ -57,9 +57,16 @@ class Labels:
         )
 
 
-def read_labels(files: Sequence[Path], *, strong: str | None = None, drop: Sequence[Path] = ()) -> Labels:
-    """All rows of files that name the same two models. `strong` overrides which is the strong one; prompts in
-    the files of `drop` are left out. Raises ConfigError with file and line."""
+def read_labels(
+    files: Sequence[Path],
+    *,
+    strong: str | None = None,
+    strong_in_training: str | None = None,
+    drop: Sequence[Path] = (),
+) -> Labels:
+    """All rows of files that name the same two models. `strong` overrides which is the strong one;
+    `strong_in_training` too, but only where these files name it. Prompts in the files of `drop` are left out.
+    Raises ConfigError with file and line."""
     dropped = _dropped(drop)
     models: tuple[str, str] | None = None
     prompts: list[str] = []
@@ -85,6 +92,8 @@ def read_labels(files: Sequence[Path], *, strong: str | None = None, drop: Seque
         raise ConfigError(f"{len(prompts)} labelled prompts are too few; give at least {FEWEST}.")
     if strong is not None and strong not in models:
         raise ConfigError(f"--strong {strong!r} is not one of the models {' and '.join(models)}.")
+    if strong is None and strong_in_training in models:
+        strong = strong_in_training
     first_is_strong = strong == models[0] if strong is not None else sum(right[0]) > sum(right[1])
     weak_at, strong_at = (1, 0) if first_is_strong else (0, 1)
     return Labels(

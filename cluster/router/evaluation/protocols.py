@@ -19,6 +19,7 @@ from cluster.errors import ConfigError
 from cluster.router.evaluation.curves import apgr_interval, curve, expected_calibration_error
 from cluster.router.evaluation.labels import Labels
 from cluster.router.evaluation.scorers import Scorer
+from cluster.router.folds import part_of_rows
 
 FOLDS = 5
 TIMED = 500
@@ -85,9 +86,7 @@ def _scored(
     for learn_from, rows in _splits(protocol, labels, train, seed):
         scorer.fit(learn_from, by_group=protocol is not Protocol.IN, seed=seed)
         prompts = tuple(labels.prompts[row] for row in rows)
-        # Scores of different folds come from different models: their order inside a fold is what counts.
-        scores[rows] = scorer.scores(prompts)
-        probabilities = scorer.p_weak(prompts)
+        scores[rows], probabilities = scorer.score(prompts)
         if probabilities is not None:
             p_weak[rows] = probabilities
     return scores, None if np.isnan(p_weak).any() else p_weak, _decide_us(scorer, labels.prompts[:TIMED])
@@ -100,17 +99,13 @@ def _splits(
     if train is not None:
         yield train, list(range(len(labels)))
         return
-    generator = np.random.default_rng(seed)
-    if protocol is Protocol.IN:
-        part_of_row = generator.permutation(len(labels)) % FOLDS
-    else:
-        names = sorted(set(labels.groups))
-        if len(names) < FOLDS:
-            raise ConfigError(
-                f"--protocol out leaves out whole files, a fifth of them at a time; {len(names)} are too few."
-            )
-        part_of = dict(zip(names, generator.permutation(len(names)) % FOLDS, strict=True))
-        part_of_row = np.array([part_of[group] for group in labels.groups])
+    groups = None if protocol is Protocol.IN else labels.groups
+    if groups is not None and len(set(groups)) < FOLDS:
+        raise ConfigError(
+            "--protocol out leaves out whole files, a fifth of them at a time; "
+            f"{len(set(groups))} are too few."
+        )
+    part_of_row = part_of_rows(len(labels), FOLDS, seed=seed, groups=groups)
     for part in range(FOLDS):
         yield (
             labels.of(np.flatnonzero(part_of_row != part).tolist()),
@@ -122,6 +117,6 @@ def _decide_us(scorer: Scorer, prompts: tuple[str, ...]) -> float:
     times = []
     for prompt in prompts:
         began = perf_counter()
-        scorer.scores((prompt,))
+        scorer.score((prompt,))
         times.append(perf_counter() - began)
     return float(np.median(times)) * 1e6

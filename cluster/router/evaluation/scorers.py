@@ -3,7 +3,7 @@ is worth more."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,20 @@ from cluster.router.evaluation.labels import Labels
 Floats = NDArray[np.float64]
 
 
+class Scored(NamedTuple):
+    """Of some prompts. `p_weak`: P(the weak model is right), where the policy has an opinion on it."""
+
+    scores: Floats
+    p_weak: Floats | None = None
+
+
 class Scorer(Protocol):
     name: str
 
     def fit(self, train: Labels, *, by_group: bool, seed: int) -> None:
         """`by_group`: the scores are for other topics than those of `train`."""
 
-    def scores(self, prompts: tuple[str, ...]) -> Floats: ...
-
-    def p_weak(self, prompts: tuple[str, ...]) -> Floats | None:
-        """P(the weak model answers correctly), where the policy has an opinion on it."""
+    def score(self, prompts: tuple[str, ...]) -> Scored: ...
 
 
 class Learned:
@@ -39,13 +43,9 @@ class Learned:
             (train.weak_model, train.strong_model), train.prompts, right, seed=seed, groups=groups
         )
 
-    def scores(self, prompts: tuple[str, ...]) -> Floats:
+    def score(self, prompts: tuple[str, ...]) -> Scored:
         raw = self._model.raw(prompts)
-        difference: Floats = raw[:, 1] - raw[:, 0]
-        return difference
-
-    def p_weak(self, prompts: tuple[str, ...]) -> Floats | None:
-        return self._model.probabilities(prompts)[:, 0]
+        return Scored(raw[:, 1] - raw[:, 0], self._model.calibrated(raw)[:, 0])
 
 
 class PromptLength:
@@ -55,11 +55,8 @@ class PromptLength:
 
     def fit(self, train: Labels, *, by_group: bool, seed: int) -> None: ...
 
-    def scores(self, prompts: tuple[str, ...]) -> Floats:
-        return np.array([float(len(prompt)) for prompt in prompts])
-
-    def p_weak(self, prompts: tuple[str, ...]) -> Floats | None:  # noqa: ARG002 (protocol)
-        return None
+    def score(self, prompts: tuple[str, ...]) -> Scored:
+        return Scored(np.array([float(len(prompt)) for prompt in prompts]))
 
 
 class Random:
@@ -69,11 +66,8 @@ class Random:
     def fit(self, train: Labels, *, by_group: bool, seed: int) -> None:  # noqa: ARG002 (protocol)
         self._seed = seed
 
-    def scores(self, prompts: tuple[str, ...]) -> Floats:
-        return np.random.default_rng(self._seed).random(len(prompts))
-
-    def p_weak(self, prompts: tuple[str, ...]) -> Floats | None:  # noqa: ARG002 (protocol)
-        return None
+    def score(self, prompts: tuple[str, ...]) -> Scored:
+        return Scored(np.random.default_rng(self._seed).random(len(prompts)))
 
 
 def all_scorers() -> tuple[Scorer, ...]:
