@@ -53,7 +53,8 @@ class RequestFeatures:
     the answers, `prompt_tokens_estimate` sums the prompts, `longest_prompt_tokens` must fit a context.
     `conversation` names what all calls of a conversation share ("" where nothing can be shared), and
     `shared_tokens_estimate` is how much of this prompt the call before has left in a prefix cache.
-    `schema_digest` names what the engine compiles to a grammar for this call; "" if nothing.
+    `schema_digest` names what the engine compiles to a grammar for this call; "" if nothing. `question`
+    is the text of the first user message: later turns of a conversation do not change it.
     """
 
     model: str
@@ -61,6 +62,7 @@ class RequestFeatures:
     task: str | None = None
     header_tier: str | None = None
     system_prompt: str = ""
+    question: str = ""
     conversation: str = ""
     prompt_tokens_estimate: int = 0
     longest_prompt_tokens: int = 0
@@ -72,6 +74,12 @@ class RequestFeatures:
     schema_digest: str = ""
     turns: int = 1
     stream: bool = False
+
+    @property
+    def text(self) -> str:
+        """What policies that read text go by. The same in all calls of a conversation, so they do not send it
+        from one tier to another and back."""
+        return f"{self.system_prompt}\n{self.question}" if self.system_prompt else self.question
 
     @property
     def prompt_tokens_at_most(self) -> int:
@@ -91,7 +99,8 @@ class RequestFeatures:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One option of a decision. `p_success` is None where the policy has no estimate of it.
-    `worst_case_micro_usd` bounds what the call can cost here: it is what a budget holds."""
+    `worst_case_micro_usd` bounds what the call can cost here: it is what a budget holds.
+    `expected_micro_usd` is the cost per successful answer: with what follows when this one fails."""
 
     tier: str
     pool: str
@@ -103,6 +112,17 @@ class Candidate:
     worst_case_micro_usd: int = 0
     context_tokens: int = 0
     p_success: float | None = None
+    expected_micro_usd: int | None = None
+
+    def runs_like_one_of(self, others: tuple[Candidate, ...]) -> bool:
+        """On the same pool with the same adapter."""
+        return any((each.pool, each.adapter) == (self.pool, self.adapter) for each in others)
+
+    @property
+    def price_of_success_micro_usd(self) -> int:
+        """What the scheduler compares: the call's cost alone where nothing is known of its success."""
+        expected = self.expected_micro_usd
+        return self.estimated_cost_micro_usd if expected is None else expected
 
     @property
     def model(self) -> str:
@@ -112,13 +132,42 @@ class Candidate:
 
 @record
 @dataclass(frozen=True, slots=True)
+class Considered:
+    """One action that a policy weighed: a target, or `DRAFT>TARGET` where a draft is verified first.
+    `probability` is that of choosing it; over all considered actions it sums to 1."""
+
+    action: str
+    probability: float
+    p_success: float | None = None
+    cost_micro_usd: int | None = None
+    expected_micro_usd: int | None = None
+
+
+@record
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """The candidates of the decision that holds this give a draft, `drafts` times in the same call. One
+    that the verifiers of the policy `policy` refuse goes to `then`."""
+
+    policy: str
+    then: Decision
+    drafts: int = 1
+
+
+@record
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """The router's answer: candidates in the order in which they may run, and why."""
+    """The router's answer: candidates in the order in which they may run, and why. `action` names the choice
+    among the `considered` ones, `probability` is that of the choice."""
 
     candidates: tuple[Candidate, ...]
     reason: str
     policy: str
     large_price: Price
+    cascade: Cascade | None = None
+    action: str = ""
+    probability: float = 1.0
+    considered: tuple[Considered, ...] = ()
 
     @property
     def first(self) -> Candidate:
@@ -126,8 +175,11 @@ class Decision:
 
     @property
     def hold_micro_usd(self) -> int:
-        """The candidates are alternatives: one answer is paid, whichever of them gives it."""
-        return max([candidate.worst_case_micro_usd for candidate in self.candidates])
+        """The candidates are alternatives: one answer is paid, whichever of them gives it. All drafts of a
+        cascade are paid, and what follows when they are refused."""
+        one = max([candidate.worst_case_micro_usd for candidate in self.candidates])
+        cascade = self.cascade
+        return one if cascade is None else one * cascade.drafts + cascade.then.hold_micro_usd
 
 
 class PriorityClass(StrEnum):

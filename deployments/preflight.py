@@ -10,12 +10,14 @@ import psutil
 from cluster.config import ClusterConfig
 from cluster.errors import StartError
 from cluster.placement import memory_problem, pool_gpus, replica_memory_bytes
+from cluster.router.router import Router
 from deployments.free_port import bound_socket
 from deployments.valkey import find_server_binary
 
 
 def check_machine(config: ClusterConfig) -> None:
     """For a local start: port, Redis, GPU, memory. Disk is checked where the weights are fetched."""
+    Router.of(config)  # reads the files of its policies
     bound_socket(config.gateway.host, config.gateway.port).close()
     check_redis(config)
     check_gpu(config)

@@ -1,9 +1,10 @@
 """The one YAML of a cluster. `load_config` raises `ConfigProblems` with every mistake, its line and a fix."""
 
+from cluster.config.base import AUTO
 from cluster.config.file import load_config, parse_config
+from cluster.config.policies import Rule
 from cluster.config.problems import ConfigProblems, Problem
 from cluster.config.schema import (
-    AUTO,
     AdapterConfig,
     BaseModelConfig,
     ClusterConfig,
@@ -11,7 +12,6 @@ from cluster.config.schema import (
     NodeClass,
     PoolConfig,
     RouterConfig,
-    Rule,
     SchedulerConfig,
     adapter_name,
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator
 
-from cluster.config.problems import Problem
-from cluster.config.schema import AUTO, ClusterConfig, PoolConfig, adapter_name
+from cluster.config.base import AUTO
+from cluster.config.policies import BUILT_IN, Rule, RulesConfig
+from cluster.config.policy_checks import check_policies
+from cluster.config.problems import Problem, unknown
+from cluster.config.schema import ClusterConfig, PoolConfig, adapter_name
 from cluster.sources import PackageSource, parse_source
 
 STORE_URL = re.compile(r"postgres(ql)?(\+psycopg)?://|sqlite:////")
@@ -33,7 +34,7 @@ def cross_check(config: ClusterConfig) -> Iterator[Problem]:
             yield Problem(f"base_models.{name}.sha256", "is checked for pypi sources only", "remove it")
     for name, adapter in config.adapters.items():
         if adapter.base_model not in config.base_models:
-            yield _unknown(f"adapters.{name}.base_model", adapter.base_model, config.base_models)
+            yield unknown(f"adapters.{name}.base_model", adapter.base_model, config.base_models)
         if not adapter.source.startswith("folder:"):
             yield Problem(f"adapters.{name}.source", f"{adapter.source!r} is not a folder", "use folder:PATH")
     for name, pool in config.pools.items():
@@ -75,15 +76,15 @@ def _name_clashes(config: ClusterConfig) -> Iterator[Problem]:
 
 def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[Problem]:
     if pool.tier not in config.tiers:
-        yield _unknown(f"{path}.tier", pool.tier, config.tiers)
+        yield unknown(f"{path}.tier", pool.tier, config.tiers)
     if pool.base_model not in config.base_models:
-        yield _unknown(f"{path}.base_model", pool.base_model, config.base_models)
+        yield unknown(f"{path}.base_model", pool.base_model, config.base_models)
     if pool.node_class not in config.node_classes:
-        yield _unknown(f"{path}.node_class", pool.node_class, config.node_classes)
+        yield unknown(f"{path}.node_class", pool.node_class, config.node_classes)
     for adapter_id in pool.adapters:
         adapter = config.adapters.get(adapter_id)
         if adapter is None:
-            yield _unknown(f"{path}.adapters", adapter_id, config.adapters)
+            yield unknown(f"{path}.adapters", adapter_id, config.adapters)
         elif adapter.base_model != pool.base_model:
             yield Problem(
                 f"{path}.adapters",
@@ -144,15 +145,32 @@ def _check_router(config: ClusterConfig) -> Iterator[Problem]:
     loaded = {adapter for pool in generating for adapter in pool.adapters}
     served |= loaded | {adapter_name(adapter) for adapter in loaded}
     if config.router.default_tier not in config.tiers:
-        yield _unknown("router.default_tier", config.router.default_tier, config.tiers)
+        yield unknown("router.default_tier", config.router.default_tier, config.tiers)
+    yield from _check_rules("router.rules", config.router.rules, targets, served, config.router.policies)
+    for name, policy in config.router.policies.items():
+        if isinstance(policy, RulesConfig):
+            path = f"router.policies.{name}.rules"
+            yield from _check_rules(path, policy.rules, targets, served, config.router.policies)
+    yield from check_policies(config.router, served, config.tiers)
+
+
+def _check_rules(
+    path_of_rules: str,
+    rules: list[Rule],
+    targets: Collection[str],
+    served: Collection[str],
+    policies: Collection[str],
+) -> Iterator[Problem]:
     seen: set[str] = set()
-    for index, rule in enumerate(config.router.rules):
-        path = f"router.rules.{index}"
+    for index, rule in enumerate(rules):
+        path = f"{path_of_rules}.{index}"
         if rule.name in seen:
             yield Problem(f"{path}.name", f"{rule.name!r} is used twice", "rename it: the name is the reason")
         seen.add(rule.name)
-        if rule.to not in targets:
-            yield _unknown(f"{path}.to", rule.to, targets)
+        if rule.to in policies or rule.to in BUILT_IN:
+            pass
+        elif rule.to not in targets:
+            yield unknown(f"{path}.to", rule.to, [*targets, *policies])
         elif rule.to not in served:
             yield Problem(
                 f"{path}.to",
@@ -168,10 +186,3 @@ def _check_router(config: ClusterConfig) -> Iterator[Problem]:
                 yield Problem(
                     f"{path}.when.system_matches", f"is not a regular expression: {error}", "correct it"
                 )
-
-
-def _unknown(path: str, value: str, known: Mapping[str, Any] | list[str]) -> Problem:
-    names = sorted(known)
-    close = difflib.get_close_matches(value, names, n=1)
-    fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names) or '(none defined)'}"
-    return Problem(path, f"{value!r} is not defined", fix.rstrip("?") if close else fix)

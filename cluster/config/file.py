@@ -14,12 +14,16 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from cluster.config.base import Strict
 from cluster.config.checks import cross_check
 from cluster.config.problems import ConfigProblems, Problem
-from cluster.config.schema import ClusterConfig, Strict
+from cluster.config.schema import ClusterConfig
 from cluster.errors import ConfigError
 
 ENV_PREFIX = "SPRAT__"
+
+FILE_FIELDS = frozenset({"model", "topics"})
+"""Settings of policies that name a file."""
 
 MAY_HOLD_A_PASSWORD = frozenset({"url"})
 """Settings whose value no message repeats."""
@@ -32,7 +36,22 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Cluster
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"cannot read {path}: {what}. Give the path of a cluster YAML.") from error
-    return parse_config(text, source=str(path), environ=environ or {})
+    config = parse_config(text, source=str(path), environ=environ or {})
+    return _with_files_beside(config, path.resolve().parent)
+
+
+def _with_files_beside(config: ClusterConfig, folder: Path) -> ClusterConfig:
+    """Files that policies read, as absolute paths: other processes have other working directories."""
+    policies = {
+        name: policy.model_copy(
+            update={
+                field: str(folder / getattr(policy, field))
+                for field in FILE_FIELDS & type(policy).model_fields.keys()
+            }
+        )
+        for name, policy in config.router.policies.items()
+    }
+    return config.model_copy(update={"router": config.router.model_copy(update={"policies": policies})})
 
 
 def parse_config(text: str, *, source: str, environ: Mapping[str, str] | None = None) -> ClusterConfig:
@@ -109,21 +128,33 @@ def _with_line(problem: Problem, lines: Mapping[tuple[str, ...], int]) -> Proble
 
 
 def _from_pydantic(item: Any, lines: Mapping[tuple[str, ...], int]) -> Problem:
-    loc = tuple(str(part) for part in item["loc"] if part != "[key]")
+    tagged = tuple(str(part) for part in item["loc"] if part != "[key]")
+    kind, message = item["type"], item["msg"].removeprefix("Value error, ")
+    loc = _without_tags(tagged[:-1] if kind == "missing" else tagged, lines)
+    loc += tagged[-1:] if kind == "missing" else ()
     path = ".".join(loc) or "(file)"
     line = _line_of(loc, lines)
-    kind, message = item["type"], item["msg"]
     if kind == "extra_forbidden":
-        fields = _fields_at(loc[:-1])
+        fields = _fields_at(tagged[:-1])
         close = difflib.get_close_matches(loc[-1], fields, n=1)
         fix = f"did you mean {close[0]!r}" if close else f"remove it; known here: {', '.join(fields)}"
         return Problem(path, "unknown key", fix, line)
     if kind == "missing":
-        field = _field_at(loc)
+        field = _field_at(tagged)
         hint = f" ({field.description})" if field is not None and field.description else ""
         return Problem(path, "is missing", f"add {loc[-1]}{hint}", line)
     got = "" if loc and loc[-1] in MAY_HOLD_A_PASSWORD else f" (got {item['input']!r})"
     return Problem(path, f"{message}{got}", _fix_for(kind, item.get("ctx", {})), line)
+
+
+def _without_tags(loc: tuple[str, ...], lines: Mapping[tuple[str, ...], int]) -> tuple[str, ...]:
+    """pydantic puts the `kind` of a section into the path to it, where the file has nothing."""
+    path: tuple[str, ...] = ()
+    for part in loc:
+        is_tag = (*path, "kind") in lines and (*path, part) not in lines
+        if not is_tag:
+            path = (*path, part)
+    return path
 
 
 def _fix_for(kind: str, context: Mapping[str, Any]) -> str:
@@ -144,21 +175,25 @@ def _models_at(loc: tuple[str, ...]) -> type[Strict] | None:
         field = model.model_fields.get(loc[index])
         if field is None:
             return None
-        inner = _model_in(field.annotation)
+        inner = _models_in(field.annotation)
         container = getattr(field.annotation, "__origin__", None)
         index += 2 if container in (dict, list) else 1
-        model = inner
+        model = inner[0] if inner else None
+        if len(inner) > 1:  # the path names the `kind` of one of them
+            model = next((each for each in inner if _kind_of(each) == loc[index : index + 1]), None)
+            index += 1
     return model
 
 
-def _model_in(annotation: Any) -> type[Strict] | None:
+def _models_in(annotation: Any) -> list[type[Strict]]:
     if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None
+        return [annotation]
+    return [each for argument in getattr(annotation, "__args__", ()) for each in _models_in(argument)]
+
+
+def _kind_of(model: type[Strict]) -> tuple[str, ...]:
+    field = model.model_fields.get("kind")
+    return () if field is None else tuple(getattr(field.annotation, "__args__", ()))
 
 
 def _fields_at(loc: tuple[str, ...]) -> list[str]:

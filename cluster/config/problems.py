@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cluster.errors import ConfigError
@@ -19,6 +21,14 @@ class Problem:
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
         return f"{where}{self.path}: {self.message}. Fix: {self.fix}."
+
+
+def unknown(path: str, value: str, known: Iterable[str]) -> Problem:
+    """A name that is none of the `known` ones."""
+    names = sorted(known)
+    close = difflib.get_close_matches(value, names, n=1)
+    fix = f"did you mean {close[0]!r}" if close else f"use one of {', '.join(names) or '(none defined)'}"
+    return Problem(path, f"{value!r} is not defined", fix)
 
 
 class ConfigProblems(ConfigError):

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-AUTO = "auto"
-
-POOL_NAME = r"^[a-z0-9][a-z0-9_-]{0,39}$"
-MODEL_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-ADAPTER_ID = r"^[a-z0-9][a-z0-9._-]{0,63}(@[0-9]{1,6})?$"  # THREATS.md row 12
-
-Name = Annotated[str, Field(pattern=POOL_NAME)]
-ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
-AdapterId = Annotated[str, Field(pattern=ADAPTER_ID)]
+from cluster.config.base import AdapterId, ModelName, Name, Strict
+from cluster.config.policies import PolicyConfig, Rule
 
 
 def adapter_name(adapter_id: str) -> str:
     """`name@n` is one version; `name` alone means the live one."""
     return adapter_id.split("@", maxsplit=1)[0]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TlsConfig(Strict):
@@ -105,8 +94,8 @@ class NodeClass(Strict):
     (`{}` matches any node).
     """
 
-    label_selector: dict[str, str] = {}
-    fallbacks: list[dict[str, str]] = []
+    label_selector: dict[str, str] = Field({})
+    fallbacks: list[dict[str, str]] = Field([])
     accelerator: str = "cpu"
     usd_per_hour: float = Field(gt=0, description="declared price of the whole node")
 
@@ -167,7 +156,7 @@ class PoolConfig(Strict):
     gpu_memory_share: float = Field(0.9, gt=0, le=1)
     node_share: float = Field(1.0, gt=0, le=1, description="part of the node that one replica is charged for")
     throughput: Throughput
-    adapters: list[AdapterId] = []
+    adapters: list[AdapterId] = Field([])
     max_rank: int = Field(16, ge=1, le=512)
     kernels: Literal["sprat", "stock"] = Field(
         "sprat", description="what computes the adapters; stock: vLLM's own kernels"
@@ -176,35 +165,22 @@ class PoolConfig(Strict):
     engine_options: list[str] = Field([], description="extra flags of `vllm serve`, given as they are")
 
 
-class RuleCondition(Strict):
-    """All conditions that are given must hold."""
-
-    task: list[str] | None = None
-    system_matches: str | None = Field(None, max_length=512)
-    tools: bool | None = None
-    schema_: bool | None = Field(None, alias="schema")
-    prompt_tokens_over: int | None = Field(None, ge=0)
-    prompt_tokens_up_to: int | None = Field(None, ge=0)
-    turns_over: int | None = Field(None, ge=0)
-
-
-class Rule(Strict):
-    """`to` is a tier, a base model or an adapter."""
-
-    name: Name
-    when: RuleCondition
-    to: str
-
-
 class RouterConfig(Strict):
-    policy: Literal["rules"] = "rules"
+    """`policy` is one of `policies` or one that every cluster has: rules, random, always_small, always_large,
+    prompt_length. `rules` and `default_tier` belong to the policy `rules`."""
+
+    policy: Name = "rules"
     default_tier: Name
     fall_back_up: bool = Field(
         default=True,
         description="a tier without a living replica, or too small a context: the next larger one",
     )
-    spill: bool = Field(default=False, description="a full tier gives the call to the next larger one")
-    rules: list[Rule] = []
+    spill: bool = Field(
+        default=False,
+        description="the scheduler takes the cheapest of all candidates; a full tier gives to the next one",
+    )
+    rules: list[Rule] = Field([])
+    policies: dict[Name, PolicyConfig] = Field({})
 
 
 class ClusterConfig(Strict):
@@ -218,7 +194,7 @@ class ClusterConfig(Strict):
     scheduler: SchedulerConfig = SchedulerConfig()
     node_classes: dict[Name, NodeClass] = Field(min_length=1)
     base_models: dict[ModelName, BaseModelConfig] = Field(min_length=1)
-    adapters: dict[AdapterId, AdapterConfig] = {}
+    adapters: dict[AdapterId, AdapterConfig] = Field({})
     tiers: list[Name] = Field(min_length=1)
     pools: dict[Name, PoolConfig] = Field(min_length=1)
     router: RouterConfig

@@ -111,6 +111,7 @@ def _of_prompts(body: Body, header_tier: str | None, prompts: Sequence[str], **m
         model=body["model"],
         task=_task(body),
         header_tier=header_tier,
+        question=prompts[0],
         prompt_tokens_estimate=sum(tokens),
         longest_prompt_tokens=max(tokens),
         **more,
@@ -132,13 +133,15 @@ def _of_conversation(
     tokens = [TOKENS_PER_MESSAGE_ESTIMATE + _tokens(text) for _, text in messages]
     prompt_tokens = tool_tokens + sum(tokens)
     system_prompt = "\n".join([text for role, text in messages if role in SYSTEM_ROLES and text])
+    question = messages[roles.index("user")][1] if "user" in roles else ""
     has_schema = _is_json(answer_format)
     return RequestFeatures(
         model=body["model"],
         task=_task(body),
         header_tier=header_tier,
         system_prompt=system_prompt,
-        conversation=_conversation(system_prompt, roles, messages),
+        question=question,
+        conversation=_conversation(system_prompt, question),
         prompt_tokens_estimate=prompt_tokens,
         longest_prompt_tokens=prompt_tokens,
         shared_tokens_estimate=tool_tokens + sum(tokens[: _shared_messages(roles)]),
@@ -155,10 +158,9 @@ def _of_conversation(
 SYSTEM_ROLES = ("system", "developer")
 
 
-def _conversation(system_prompt: str, roles: Sequence[str], messages: Sequence[Message]) -> str:
+def _conversation(system_prompt: str, question: str) -> str:
     """The beginning that no later call of the conversation changes: system prompt and first question."""
-    first = messages[roles.index("user")][1] if "user" in roles else ""
-    return _digest_of_text(f"{system_prompt}\0{first}") if system_prompt or first else ""
+    return _digest_of_text(f"{system_prompt}\0{question}") if system_prompt or question else ""
 
 
 def _shared_messages(roles: Sequence[str]) -> int:

@@ -43,7 +43,7 @@ def counts_of(text: str) -> Counts:
     return numbers, np.concatenate((words[1], characters[1]))
 
 
-def weighted(counts: Counts, weights: NDArray[np.float64]) -> Counts:
+def weighted(counts: Counts, weights: NDArray[np.floating]) -> Counts:
     """Each feature times its weight (shape (SIZE,)), each block scaled to length 1."""
     numbers, values = counts
     values = values * weights[numbers]
@@ -55,7 +55,7 @@ def weighted(counts: Counts, weights: NDArray[np.float64]) -> Counts:
     return numbers, values
 
 
-def inverse_document_frequencies(prompts: Iterable[Counts]) -> NDArray[np.float64]:
+def inverse_document_frequencies(prompts: Iterable[Counts]) -> NDArray[np.float32]:
     """Smoothed, per feature: what stands in every prompt says little. 1 + log((1 + n) / (1 + df)); 0 for
     features that stand in fewer than two of them, which say nothing of others."""
     found = np.zeros(SIZE)
@@ -63,8 +63,8 @@ def inverse_document_frequencies(prompts: Iterable[Counts]) -> NDArray[np.float6
     for numbers, _ in prompts:
         found[numbers] += 1
         total += 1
-    weights: NDArray[np.float64] = np.where(found > 1, 1 + np.log((1 + total) / (1 + found)), 0.0)
-    return weights
+    weights = np.where(found > 1, 1 + np.log((1 + total) / (1 + found)), 0.0)
+    return weights.astype(np.float32)
 
 
 def shortened(text: str) -> str:

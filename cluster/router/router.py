@@ -2,7 +2,8 @@
 
 `model` is looked up in this order: `auto`, tier, adapter, base model (the YAML check refuses clashes).
 For `auto` the header `x-sprat-tier` decides, else the policy. Then the context limit: a call that
-does not fit goes up by itself.
+does not fit goes up by itself. A cascade is two decisions: that of the draft holds what follows when it is
+refused.
 
 Embeddings never climb: vectors of two models cannot be compared, so `auto` is the first embedding model of
 the YAML, and all candidates of a call serve the same one.
@@ -10,14 +11,17 @@ the YAML, and all candidates of a call serve the same one.
 
 from __future__ import annotations
 
-from cluster.config import AUTO, ClusterConfig, RouterConfig
-from cluster.errors import ContextLengthExceeded, InvalidRequest, UnknownModel
-from cluster.router.policy import Choice, RoutingPolicy
-from cluster.router.rules import RulesPolicy
-from cluster.router.view import FleetView, PoolView
-from cluster.types import Candidate, Decision, RequestFeatures, RequestKind
+from collections.abc import Mapping
+from dataclasses import replace
 
-POLICIES = {RulesPolicy.name: RulesPolicy}
+from cluster.config import AUTO, ClusterConfig
+from cluster.config.policies import CascadeConfig
+from cluster.errors import ContextLengthExceeded, InvalidRequest, UnknownModel
+from cluster.router.policies.policy import Choice, RoutingPolicy
+from cluster.router.policies.registry import Policies
+from cluster.router.verifiers.verification import Verification
+from cluster.router.view import FleetView, PoolView
+from cluster.types import Candidate, Cascade, Considered, Decision, RequestFeatures, RequestKind
 
 SURELY_TOO_LONG = 0.5
 """Text of 8 bytes per token and more is rare: what is too long even then is refused without asking."""
@@ -29,41 +33,70 @@ Option = tuple[PoolView, str | None]
 class Router:
     """Pure and deterministic: the simulator runs the same object."""
 
-    def __init__(self, view: FleetView, config: RouterConfig) -> None:
+    def __init__(
+        self, view: FleetView, policy: RoutingPolicy, drafts: Mapping[str, int], *, fall_back_up: bool
+    ) -> None:
+        """`drafts`: how many each cascade asks for."""
         self.view = view
-        self._policy: RoutingPolicy = POLICIES[config.policy](config)
-        self._fall_back_up = config.fall_back_up
-        self._known_options: dict[tuple[str, RequestKind, bool], list[Option]] = {}
+        self._policy = policy
+        self._drafts = drafts
+        self._fall_back_up = fall_back_up
+        self._known_options: dict[tuple[tuple[str, ...], RequestKind, bool], list[Option]] = {}
 
     @classmethod
     def of(cls, config: ClusterConfig) -> Router:
-        return cls(FleetView.of(config), config.router)
+        """Raises ConfigError for files of policies that cannot be used."""
+        view = FleetView.of(config)
+        drafts = {
+            name: Verification.of(policy.verify).drafts
+            for name, policy in config.router.policies.items()
+            if isinstance(policy, CascadeConfig)
+        }
+        return cls(
+            view, Policies(config.router, view).active, drafts, fall_back_up=config.router.fall_back_up
+        )
 
     def names(self) -> tuple[str, ...]:
         """Everything that `model` may say."""
         return (AUTO, *self.view.tiers, *self.view.adapters(), *self.view.base_models())
 
-    def route(self, features: RequestFeatures) -> Decision:
-        """Raises UnknownModel, InvalidRequest (unknown or contradicting tier), ContextLengthExceeded."""
-        choice = self._choice(features)
+    def route(self, features: RequestFeatures, draw: float = 0.0) -> Decision:
+        """`draw`: the call's own chance, uniform in [0, 1), for policies that leave something to chance.
+        Raises UnknownModel, InvalidRequest (unknown or contradicting tier), ContextLengthExceeded."""
+        choice = self._choice(features, draw)
+        if not choice.verified_by or features.kind is not RequestKind.GENERATE:
+            return self._decision(choice, features)
+        last = self._decision(replace(choice, target=choice.escalate_to, acceptable=()), features)
+        draft = self._decision(choice, features)
+        if draft.first.pool == last.first.pool:  # the draft did not fit its own context
+            return draft
+        return replace(draft, cascade=Cascade(choice.verified_by, last, self._drafts[choice.verified_by]))
+
+    def _decision(self, choice: Choice, features: RequestFeatures) -> Decision:
         generates = features.kind is RequestKind.GENERATE
         climbs = generates and self._fall_back_up and features.model == AUTO
-        options = self._options(choice.target, features.kind, climbs=climbs)
+        options = self._options((choice.target, *choice.acceptable), features.kind, climbs=climbs)
         fitting = [option for option in options if option[0].fits(features)] or _may_fit(features, options)
         if not fitting:
             raise _too_long(features, options)
         reason = choice.reason
         if fitting[0][0].tier != options[0][0].tier:
             reason += f";context>{options[0][0].tier}"
+        candidates = [pool.candidate(features, adapter) for pool, adapter in fitting]
+        if choice.considered:
+            candidates = _with_estimates(candidates, choice.considered)
         return Decision(
-            candidates=tuple([pool.candidate(features, adapter) for pool, adapter in fitting]),
+            candidates=tuple(candidates),
             reason=reason,
             policy=self._policy.name,
             # No large model makes embeddings, so nothing is saved by not asking it.
             large_price=self.view.large_price if generates else fitting[0][0].candidate(features, None).price,
+            action=choice.action,
+            probability=choice.probability if choice.considered else 1.0,
+            considered=choice.considered,
         )
 
-    def _choice(self, features: RequestFeatures) -> Choice:
+    def _choice(self, features: RequestFeatures, draw: float) -> Choice:
         tier = features.header_tier
         if tier is not None and tier not in self.view.tiers:
             raise InvalidRequest(
@@ -83,22 +116,22 @@ class Router:
         if features.kind is RequestKind.EMBED:
             models = self.view.base_models_of(RequestKind.EMBED)
             return Choice(target=models[0] if models else AUTO, reason="embed")
-        return self._policy.choose(features, self.view)
+        return self._policy.choose(features, draw)
 
-    def _options(self, target: str, kind: RequestKind, *, climbs: bool) -> list[Option]:
-        """All pools that serve the target, the cheapest first, then those of the tiers above it if it climbs;
-        at least one. Remembered: only names of this fleet get that far."""
-        asked = (target, kind, climbs)
+    def _options(self, targets: tuple[str, ...], kind: RequestKind, *, climbs: bool) -> list[Option]:
+        """All pools that serve the targets, target by target, the cheapest first, then those of the tiers
+        above the first one if it climbs; at least one. Remembered: only names of this fleet get that far."""
+        asked = (targets, kind, climbs)
         options = self._known_options.get(asked)
         if options is None:
-            options = self._serving(target, kind)
-            if climbs:
-                top = options[-1][0].tier
-                options += [
-                    (pool, None)
-                    for tier in self.view.tiers_above(top)
-                    for pool in self.view.pools_of_tier(tier)
-                ]
+            first = self._serving(targets[0], kind)
+            above = self.view.tiers_above(first[-1][0].tier) if climbs else ()
+            options = [
+                *first,
+                *[option for target in targets[1:] for option in self._serving(target, kind)],
+                *[(pool, None) for tier in above for pool in self.view.pools_of_tier(tier)],
+            ]
+            options = list(dict.fromkeys(options))
             self._known_options[asked] = options
         return options
 
@@ -135,11 +168,26 @@ class Router:
 
 
 def escalation(decision: Decision, failed: Candidate) -> Decision | None:
-    """What is left after a candidate's engine found the prompt too long: the larger contexts."""
-    left = tuple(each for each in decision.candidates if each.context_tokens > failed.context_tokens)
+    """What is left after a candidate's engine found the prompt too long: the larger contexts. Of a cascade:
+    what would have followed the draft."""
+    after = decision if decision.cascade is None else decision.cascade.then
+    left = tuple(each for each in after.candidates if each.context_tokens > failed.context_tokens)
     if not left:
         return None
-    return Decision(left, f"{decision.reason};context>{failed.tier}", decision.policy, decision.large_price)
+    return replace(decision, candidates=left, reason=f"{decision.reason};context>{failed.tier}", cascade=None)
+
+
+def _with_estimates(candidates: list[Candidate], considered: tuple[Considered, ...]) -> list[Candidate]:
+    """Each with what the policy expects of it: of its adapter, base model or tier."""
+    known = {each.action.partition(">")[0]: each for each in considered}
+    nothing = Considered("", 0.0)
+    found = []
+    for candidate in candidates:
+        of_it = known.get(candidate.model) or known.get(candidate.tier) or nothing
+        found.append(
+            replace(candidate, p_success=of_it.p_success, expected_micro_usd=of_it.expected_micro_usd)
+        )
+    return found
 
 
 def _may_fit(features: RequestFeatures, options: list[Option]) -> list[Option]:

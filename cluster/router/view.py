@@ -102,6 +102,19 @@ class FleetView:
             )
         )
 
+    def cheapest_pool(self, target: str) -> PoolView:
+        """That generates on a tier, base model or adapter. ValueError where none does."""
+        adapter = self.resolve_adapter(target)
+        serving = [
+            pool
+            for tier in self.tiers
+            for pool in self.pools_of_tier(tier)
+            if target in (tier, pool.base_model) or (adapter is not None and adapter in pool.adapters)
+        ]
+        if not serving:
+            raise ValueError(f"no pool serves {target!r}")
+        return serving[0]
+
     def tiers_above(self, tier: str) -> tuple[str, ...]:
         return self.tiers[self.tiers.index(tier) + 1 :]
 

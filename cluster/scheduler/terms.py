@@ -27,6 +27,14 @@ AffineReplica = Callable[[str, str], str]
 """Pool and conversation → the replica that probably has the conversation so far cached, or ""."""
 
 
+def tokens_at_most(decision: Decision, features: RequestFeatures) -> int:
+    """Prompt and output tokens of a call, with all drafts of a cascade and what follows them: what its rates
+    are charged until it is settled."""
+    tokens = features.tokens_at_most(decision.candidates[0].max_tokens)
+    cascade = decision.cascade
+    return tokens if cascade is None else tokens * cascade.drafts + tokens_at_most(cascade.then, features)
+
+
 @dataclass(frozen=True, slots=True)
 class _PoolTerms:
     """What a pool costs to wait for, for calls of one class."""
@@ -126,7 +134,7 @@ class AdmissionTerms:
             deadline_ms=deadline_ms or self._deadline_ms,
             spill=self._spill,
             placements=self.placements(decision.candidates, features, priority, affine_replica),
-            rates=of_key.rate_charges(tokens),
+            rates=of_key.rate_charges(tokens_at_most(decision, features)),
             budgets=budgets,
             hold_micro_usd=decision.hold_micro_usd,
             checked=bool(budgets),
@@ -168,7 +176,7 @@ def _placement(
         + candidate.max_tokens * features.sequences / pool.output_tokens_per_s
     ) * pool.slots
     return Placement(
-        base_nano_usd=candidate.estimated_cost_micro_usd * NANO_PER_MICRO,
+        base_nano_usd=candidate.price_of_success_micro_usd * NANO_PER_MICRO,
         per_token_nano_usd=pool.per_token_nano_usd,
         cold_nano_usd=pool.cold_nano_usd if candidate.adapter is not None else 0,
         affine_replica=affine,

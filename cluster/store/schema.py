@@ -6,7 +6,19 @@ exactly, and neither has a time zone.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 metadata = MetaData()
 
@@ -87,4 +99,32 @@ ledger_sums = Table(
     Column("window_name", Text, primary_key=True),
     Column("spent_micro_usd", BigInteger, nullable=False),
     Column("calls", BigInteger, nullable=False),
+)
+
+# `details`: JSON, what is only read one call at a time. Old rows are deleted, so time has an index.
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("probability", Double, nullable=False),
+    Column("details", Text, nullable=False),
+    Index("decisions_by_time", "at_ms"),
+)
+
+# No foreign key: a verdict may be there before the decision, which another transaction writes.
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("source", String(16), primary_key=True),
+    Column("score", Double, nullable=False),
+    Column("label", Text),
+    Column("at_ms", BigInteger, nullable=False),
+    Index("outcomes_by_time", "at_ms"),
 )

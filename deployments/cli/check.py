@@ -13,6 +13,7 @@ from cluster.config import ConfigProblems, Problem, load_config
 from cluster.cost import prices, usd
 from cluster.errors import ConfigError
 from cluster.placement import GIB, replica_memory_bytes
+from cluster.router.router import Router
 
 
 @click.command()
@@ -22,6 +23,7 @@ def check(file: Path, *, as_json: bool) -> None:
     """Check a cluster YAML without starting anything."""
     try:
         config = load_config(file, os.environ)
+        Router.of(config)
     except ConfigError as error:
         if not as_json:
             raise

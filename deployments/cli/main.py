@@ -8,7 +8,22 @@ from pathlib import Path
 import click
 
 from cluster.errors import ConfigError, SpratError
-from deployments.cli import bench, budget, check, down, evaluate, keys, loadtest, logs, route, status, up
+from deployments.cli import (
+    bench,
+    budget,
+    check,
+    down,
+    evaluate,
+    explain,
+    keys,
+    loadtest,
+    logs,
+    replay,
+    route,
+    router,
+    status,
+    up,
+)
 from deployments.state_folder import STATE_VARIABLE, StateFolder
 from deployments.version import version
 
@@ -31,7 +46,8 @@ def sprat(context: click.Context, state: Path) -> None:
 
 for command in (
     *(up.up, down.down, status.status, check.check, route.route, logs.logs),
-    *(keys.keys, budget.budget, bench.bench, loadtest.loadtest, evaluate.evaluation),
+    *(keys.keys, budget.budget, bench.bench, loadtest.loadtest, evaluate.evaluation, router.router),
+    *(explain.explain, replay.replay),
 ):
     sprat.add_command(command)
 

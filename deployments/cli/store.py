@@ -11,6 +11,7 @@ import click
 from cluster.errors import InvalidRequest
 from cluster.ledger import Ledger
 from cluster.store import BudgetStore, KeyStore, open_store
+from cluster.store.decisions import DecisionLog
 from deployments.state_folder import StateFolder
 from deployments.store_location import current_store_url
 
@@ -20,6 +21,7 @@ class OpenedStore:
     keys: KeyStore
     budgets: BudgetStore
     ledger: Ledger
+    decisions: DecisionLog
 
 
 @contextmanager
@@ -28,7 +30,9 @@ def opened_store(state: StateFolder) -> Iterator[OpenedStore]:
     state.make()
     engine = open_store(current_store_url(state))
     try:
-        yield OpenedStore(KeyStore(engine, state.secrets().pepper), BudgetStore(engine), Ledger(engine))
+        yield OpenedStore(
+            KeyStore(engine, state.secrets().pepper), BudgetStore(engine), Ledger(engine), DecisionLog(engine)
+        )
     except InvalidRequest as error:
         raise click.UsageError(error.message) from error
     finally:

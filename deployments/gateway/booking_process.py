@@ -20,6 +20,7 @@ from typing import IO, Any
 from cluster.errors import SpratError, StoreUnavailable
 from cluster.ledger import Ledger
 from cluster.store import open_store
+from cluster.store.decisions import DecisionLog
 from deployments.gateway.booking import Booked, LedgerBooker
 from deployments.gateway.journal import Position, Span
 
@@ -123,7 +124,8 @@ def main() -> None:
     for line in requests:
         try:
             if booker is None:  # not before: the database may have been away until now
-                booker = LedgerBooker(Ledger(open_store(json.loads(first))))
+                store = open_store(json.loads(first))
+                booker = LedgerBooker(Ledger(store), DecisionLog(store))
             spans = [Span(*each) for each in json.loads(line)["spans"]]
             answer: dict[str, Any] = booker.book(spans)._asdict()
         except SpratError as error:

@@ -1,6 +1,7 @@
 """The life of one call: decision → admission → engine → settlement, with retries before the first byte.
 
-Whatever ends a call (answer, error, client gone, timeout), it is settled exactly once.
+A draft of a cascade that its verifiers refuse is one more step, paid with the rest. Whatever ends a call
+(answer, error, client gone, timeout), it is settled exactly once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
@@ -31,20 +33,24 @@ from cluster.errors import (
 )
 from cluster.router.router import escalation
 from cluster.scheduler.key_terms import KeyTerms
-from cluster.scheduler.terms import AdmissionTerms
+from cluster.scheduler.terms import AdmissionTerms, tokens_at_most
 from cluster.tenants import ApiKey
 from cluster.types import (
     AdmitRequest,
     Candidate,
+    Cascade,
     Decision,
     Grant,
     PriorityClass,
     RequestFeatures,
+    RequestKind,
     SettleRequest,
     Usage,
 )
 from deployments.engine_client import EngineAnswer, EngineClient
 from deployments.gateway.admission import Admission
+from deployments.gateway.cascade import DraftJudge, DraftRefusedError, HeldDraft
+from deployments.gateway.decision_record import Draft, decision_record
 from deployments.gateway.endpoints import sse
 from deployments.gateway.endpoints.endpoint import Endpoint, StreamReader
 from deployments.gateway.http.message import Reply
@@ -81,6 +87,8 @@ class CallContext:
     engines: EngineClient
     suspects: Suspects
     max_attempts: int
+    judges: Mapping[str, DraftJudge]
+    """By the name of the cascade."""
 
 
 @dataclass(slots=True)
@@ -106,6 +114,11 @@ class Call:
     _usage: Usage = NOTHING
     _reader: StreamReader | None = None
     _admitted_ms: int = 0
+    _drafts: list[Draft] = field(default_factory=list)
+    _routed: Decision = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._routed = self.decision
 
     # Running.
 
@@ -118,6 +131,9 @@ class Call:
                 answer = await self._engine(grant)
                 raw = await answer.read()
                 self._usage = self.endpoint.usage_of(raw)
+                judge = self._judge(grant)
+                if judge is not None:
+                    raw = await judge.verified(self.endpoint, self.body, raw)
             except UNANSWERED as failure:
                 self._recover(grant, failure)
             else:
@@ -139,10 +155,17 @@ class Call:
             try:
                 answer = await self._engine(grant)
                 reader = self._reader = streams(self.body, self._last_words)
-                reply.take_from(answer)
-                await answer.relay(partial(self._pass_on, reader, reply))
+                judge = self._judge(grant)
+                if judge is None:
+                    reply.take_from(answer)
+                    await answer.relay(partial(self._pass_on, reader, reply))
+                else:
+                    held = HeldDraft(judge, self.endpoint, self.body, partial(self._write, reply))
+                    await answer.relay(partial(held.feed, reader))
                 if not reader.finished:
                     raise EngineFailed("The engine ended the stream early.")
+                if judge is not None:
+                    await held.end()
             except UNANSWERED as failure:
                 if reply.started:
                     logger.warning("engine of %s was lost in mid-stream", self.request_id)
@@ -162,13 +185,16 @@ class Call:
         self.context.leases.release(self.request_id)
         self._read_usage()
         budgets = request.budget_names
-        if self._usage is NOTHING:
-            refunds = self._key_terms().rate_refunds(request.tokens)
+        if self._usage is NOTHING and not self._drafts:
+            refunds = self._key_terms().rate_refunds(self._charged_tokens())
             self.context.settling.cancel(
                 SettleRequest(self.request_id, self._pools(), rates=refunds, budgets=budgets, cancelled=True)
             )
             return
-        usage, candidate = self._usage, self._candidate()
+        usages = [self._usage, *[draft.usage for draft in self._drafts]]
+        prompt_tokens = sum([usage.prompt_tokens for usage in usages])
+        output_tokens = sum([usage.output_tokens for usage in usages])
+        candidate = self._candidate()
         cost, saved = self.charges_micro_usd()
         # The hold is an upper bound; should an engine report more, the budget still wins (Redis counts it).
         charged = min(cost, request.hold_micro_usd) if budgets else cost
@@ -178,9 +204,7 @@ class Call:
             tier=candidate.tier,
             cost_micro_usd=cost,
             saved_micro_usd=saved,
-            rates=self._key_terms().rate_corrections(
-                request.tokens, usage.prompt_tokens + usage.output_tokens
-            ),
+            rates=self._key_terms().rate_corrections(self._charged_tokens(), prompt_tokens + output_tokens),
             budgets=budgets,
         )
         entry = {
@@ -191,24 +215,31 @@ class Call:
             "tier": candidate.tier,
             "pool": candidate.pool,
             "model": candidate.model,
-            "prompt_tokens": usage.prompt_tokens,
-            "output_tokens": usage.output_tokens,
-            "estimated": usage.estimated,
+            "prompt_tokens": prompt_tokens,
+            "output_tokens": output_tokens,
+            "estimated": any(usage.estimated for usage in usages),
             "cost_micro_usd": charged,
             "saved_micro_usd": saved + cost - charged,
             "engine_ms": round((time.monotonic() - self._granted_s) * 1000),
             "admitted_at_ms": self._admitted_ms,
             "settled_at_ms": CLOCK.now_ms(),
         }
-        self.context.settling.settle(settle, entry)
+        decision = None
+        if self.features.kind is RequestKind.GENERATE:
+            decision = decision_record(entry, self._routed, self.features)
+            decision["steps"] = [*[draft.step() for draft in self._drafts], self._last_step(cost)]
+            decision["large_micro_usd"] = saved + cost
+        self.context.settling.settle(settle, entry, decision)
 
     # Telling.
 
     def charges_micro_usd(self) -> tuple[int, int]:
-        """Cost, and what was saved: the same tokens at the large tier's price, minus the cost; may be
-        negative."""
+        """Cost, refused drafts included, and what was saved: the answer's tokens at the large tier's price,
+        minus the cost; may be negative."""
         usage = self._usage
         cost = self._candidate().price.cost_micro_usd(usage.prompt_tokens, usage.output_tokens)
+        if self._drafts:
+            cost += sum([draft.cost_micro_usd for draft in self._drafts])
         large = self.decision.large_price.cost_micro_usd(usage.prompt_tokens, usage.output_tokens)
         return cost, large - cost
 
@@ -284,7 +315,11 @@ class Call:
         # Owed from now on, should nothing more be learned: the prompt.
         self._usage = Usage(self.features.prompt_tokens_estimate, 0, estimated=True)
         self.context.leases.dispatched(self.request_id)
-        body = self.endpoint.engine_body(self.body, grant.candidate, self.cache_salt)
+        judge = self._judge(grant)
+        if judge is None:
+            body = self.endpoint.engine_body(self.body, grant.candidate, self.cache_salt)
+        else:
+            body = judge.engine_body(self.endpoint, self.body, grant.candidate, self.cache_salt)
         answer = await self.context.engines.post(grant.address, self.endpoint.path, body)
         self.context.suspects.answered(grant.replica_id)
         if answer.status != HTTPStatus.OK:
@@ -298,9 +333,12 @@ class Call:
         """Of every piece of every stream: as little as possible."""
         events = reader.feed(chunk)
         if events:
-            if not reply.started:
-                reply.start(200, self.headers() | STREAM_HEADERS)
-            reply.write(events)
+            self._write(reply, events)
+
+    def _write(self, reply: Reply, events: bytes) -> None:
+        if not reply.started:
+            reply.start(200, self.headers() | STREAM_HEADERS)
+        reply.write(events)
 
     def _last_words(self, usage: Usage | None) -> bytes:
         """The comment before the last event of a stream."""
@@ -320,8 +358,12 @@ class Call:
         return {"cost_usd": usd(cost), "saved_usd": usd(saved)}
 
     def _recover(self, grant: Grant, failure: Exception) -> None:
-        """Make ready for the next attempt, or raise what the client gets. Nothing is owed for this one:
-        no answer came of it."""
+        """Make ready for the next attempt, or raise what the client gets. Nothing is owed for this one, as no
+        answer came of it; but a refused draft is owed."""
+        cascade = self.decision.cascade
+        if cascade is not None and isinstance(failure, DraftRefusedError | EngineFailed):
+            self._go_up(grant, cascade, failure)
+            return
         self._usage = NOTHING
         self._reader = None
         if isinstance(failure, InvalidRequest):
@@ -338,6 +380,45 @@ class Call:
             self._excluded = (*self._excluded, grant.replica_id)
             self._failures += 1
         self._step += 1
+
+    def _go_up(self, grant: Grant, cascade: Cascade, failure: Exception) -> None:
+        """The draft was refused, or its engine failed: what follows it in the cascade."""
+        if isinstance(failure, DraftRefusedError):
+            self._read_usage()
+            why = failure.verdict.reason
+        else:
+            self._usage, self._reader, why = NOTHING, None, "draft_failed"
+            self.context.suspects.failed(grant.replica_id)
+            self._excluded = (*self._excluded, grant.replica_id)
+        self._drafts.append(Draft(grant, self._usage, why))
+        self._usage = NOTHING
+        self.decision = replace(cascade.then, reason=f"{self.decision.reason};{why}")
+        self._step += 1
+
+    def _judge(self, grant: Grant) -> DraftJudge | None:
+        """Of a draft. None where the answer is that of the cascade's last target, or there is no cascade."""
+        cascade = self.decision.cascade
+        if cascade is None or grant.candidate.runs_like_one_of(cascade.then.candidates):
+            return None
+        return self.context.judges[cascade.policy]
+
+    def _last_step(self, cost_micro_usd: int) -> dict[str, Any]:
+        """Of the decision log: the attempt that gave the answer, or none."""
+        drafts_micro_usd = sum([draft.cost_micro_usd for draft in self._drafts])
+        candidate = self._candidate()
+        return {
+            "tier": candidate.tier,
+            "pool": candidate.pool,
+            "model": candidate.model,
+            "replica": "" if self.grant is None else self.grant.replica_id,
+            "verdict": "accepted" if self.decision.cascade is not None else None,
+            "why": "",
+            "cost_micro_usd": cost_micro_usd - drafts_micro_usd,
+        }
+
+    def _charged_tokens(self) -> int:
+        """What the rates were charged at the first step."""
+        return tokens_at_most(self._routed, self.features)
 
     def _candidate(self) -> Candidate:
         return self.grant.candidate if self.grant is not None else self.decision.first
@@ -356,7 +437,7 @@ class PromptTooLongError(Exception):
     """The engine's own count of the prompt does not fit its context."""
 
 
-UNANSWERED = (EngineFailed, PromptTooLongError, InvalidRequest)
+UNANSWERED = (EngineFailed, PromptTooLongError, InvalidRequest, DraftRefusedError)
 """What can come of an attempt in place of an answer."""
 
 

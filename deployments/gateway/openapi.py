@@ -13,6 +13,8 @@ from cluster.errors import SpratError
 from cluster.types import PriorityClass
 from deployments.gateway.endpoints.checks import object_schema
 from deployments.gateway.endpoints.endpoint import Endpoint, openai_error
+from deployments.gateway.feedback import FIELDS as FEEDBACK_FIELDS
+from deployments.gateway.feedback import REQUIRED as FEEDBACK_REQUIRED
 
 Json = dict[str, Any]
 
@@ -20,7 +22,7 @@ REFUSALS: dict[int, str] = {
     400: "The body or a header is not what this route takes.",
     401: "No valid API key.",
     402: "Reserved: a budget that is used up is 429 today.",
-    404: "The model, or the route, does not exist.",
+    404: "The model, the route, or the call that feedback is about does not exist.",
     405: "Another method.",
     408: "The body did not arrive in time.",
     409: "The Idempotency-Key is in use, or its answer was not kept.",
@@ -101,6 +103,17 @@ MODEL: Json = {
     },
     "required": ["id", "object", "created", "owned_by"],
 }
+FEEDBACK: Json = {
+    "type": "object",
+    "properties": {
+        "object": {"const": "feedback"},
+        "request_id": {"type": "string"},
+        "score": {"type": "number"},
+        "label": NULLABLE_STRING,
+        "at_ms": {"type": "integer"},
+    },
+    "required": ["object", "request_id", "score", "label", "at_ms"],
+}
 STATE: Json = {"type": "object", "properties": {"state": {"type": "string"}}, "required": ["state"]}
 
 
@@ -126,6 +139,10 @@ def openapi(endpoints: Mapping[str, Endpoint], version: str, models: Sequence[st
                 "get": _page("One of them.", {"$ref": "#/components/schemas/Model"}),
                 "parameters": [{"name": "name", "in": "path", "required": True, "schema": model}],
             },
+            "/v1/feedback": {
+                "post": _page("How good the answer to a call was; the newest counts.", FEEDBACK)
+                | {"requestBody": _json_body(object_schema(FEEDBACK_FIELDS, FEEDBACK_REQUIRED))}
+            },
             "/livez": {"get": _page("Whether the process answers.", STATE) | {"security": []}},
             "/readyz": {"get": _page("Whether calls can be served.", STATE) | {"security": []}},
         },
@@ -141,10 +158,14 @@ def _call(path: str, endpoint: Endpoint, model: Json) -> Json:
     return {
         "operationId": path.strip("/").replace("/", "_"),
         "parameters": HEADERS,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "requestBody": _json_body(body),
         "responses": {"200": {"description": "The engine's answer.", "content": content}}
         | _refusals(_error_schema(endpoint)),
     }
+
+
+def _json_body(schema: Json) -> Json:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _page(description: str, schema: Json) -> Json:

@@ -1,4 +1,4 @@
-"""What is no call: models and health, an ordinary ASGI application."""
+"""What is no call: models, health, feedback: an ordinary ASGI application."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.errors import MethodNotAllowed, SpratError, UnknownModel, UnknownRoute
+from cluster.errors import (
+    MethodNotAllowed,
+    SpratError,
+    UnknownModel,
+    UnknownRoute,
+    UnsupportedEncoding,
+)
 from cluster.router.router import Router
 from deployments.gateway.admission import Admission
 from deployments.gateway.auth import Authenticator
 from deployments.gateway.endpoints.all_endpoints import ENDPOINTS
+from deployments.gateway.feedback import Feedback
 from deployments.gateway.openapi import openapi
 from deployments.version import version
 
@@ -24,7 +31,9 @@ OPEN_ROUTES = frozenset({"/livez", "/readyz"})
 """They need no key."""
 
 
-def pages(router: Router, admission: Admission, authenticator: Authenticator) -> Starlette:
+def pages(
+    router: Router, admission: Admission, authenticator: Authenticator, feedback: Feedback | None = None
+) -> Starlette:
     """The application. Who may see a page was decided before it is asked (`GatewayServer.handle`)."""
     started_s = int(time.time())
 
@@ -55,6 +64,15 @@ def pages(router: Router, admission: Admission, authenticator: Authenticator) ->
             return _json({"state": "degraded", "reason": "Redis does not answer"} | known)
         return _json({"state": "Redis does not answer, and every key has a budget"} | known, 503)
 
+    async def give_feedback(request: Request) -> Response:
+        if feedback is None:
+            raise UnknownRoute("This gateway takes no feedback.")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise UnsupportedEncoding("Send the body as it is, without Content-Encoding.")
+        headers = request.headers
+        key = await authenticator.key_of(headers.get("authorization"), headers.get("x-api-key"))
+        return _json(await feedback.give(key.tenant, await request.body()))
+
     description = openapi(ENDPOINTS, version(), router.names())
 
     async def api(_: Request) -> Response:
@@ -65,6 +83,7 @@ def pages(router: Router, admission: Admission, authenticator: Authenticator) ->
             Route("/openapi.json", api),
             Route("/v1/models", models),
             Route("/v1/models/{name}", model),
+            Route("/v1/feedback", give_feedback, methods=["POST"]),
             Route("/livez", livez),
             Route("/readyz", readyz),
         ],
@@ -73,7 +92,10 @@ def pages(router: Router, admission: Admission, authenticator: Authenticator) ->
 
 
 async def _sprat_error(_: Request, error: SpratError) -> Response:
-    return _json(error.to_openai(), error.status)
+    response = _json(error.to_openai(), error.status)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return response
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

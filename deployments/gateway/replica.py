@@ -29,6 +29,7 @@ from deployments.gateway.auth import Authenticator
 from deployments.gateway.booking_process import BookingProcess
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.call import CallContext
+from deployments.gateway.cascade import Cascades
 from deployments.gateway.http.asgi import Application, AsgiFront
 from deployments.gateway.http.limits import HttpLimits
 from deployments.gateway.http.listener import Listener
@@ -59,6 +60,7 @@ class RunningGateway:
     server: GatewayServer
     context: CallContext
     scheduler: GuardedScheduler
+    cascades: Cascades
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Stop listening, let running calls end for a while, cut the rest, settle all of them."""
@@ -70,11 +72,14 @@ class RunningGateway:
         await self.context.leases.close()
         await self.context.settling.close()
         await self.context.engines.close()
+        await self.cascades.close()
         await self.scheduler.close()
 
 
 async def start_gateway(runtime: Runtime) -> RunningGateway:
     config = runtime.config
+    router = Router.of(config)
+    cascades = await Cascades.start(config)
     pools = tuple(config.pools)
     name = writer_name("gateway")
     store = await asyncio.to_thread(open_store, runtime.store_url)
@@ -112,8 +117,8 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
         engines=EngineClient(runtime.gateway_token, config.gateway.connect_timeout_s),
         suspects=Suspects(),
         max_attempts=config.gateway.max_attempts,
+        judges=cascades.judges,
     )
-    router = Router.of(config)
     authenticator = Authenticator(
         KeyStore(store, runtime.pepper), runtime.pepper, soft_served=config.scheduler.soft_allowance_usd > 0
     )
@@ -131,7 +136,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
         sock, server.handle, http_limits(config.gateway), tls_context(config.gateway), refused_by_http
     )
     await listener.start()
-    return RunningGateway(listener, server, context, scheduler)
+    return RunningGateway(listener, server, context, scheduler, cascades)
 
 
 def http_limits(gateway: GatewayConfig) -> HttpLimits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import time
 from contextlib import suppress
@@ -26,6 +27,7 @@ from cluster.tenants import ApiKey, cache_salt
 from cluster.types import PriorityClass
 from deployments.gateway.auth import Authenticator
 from deployments.gateway.call import Call, CallContext
+from deployments.gateway.cascade import without_drafts
 from deployments.gateway.endpoints import sse
 from deployments.gateway.endpoints.all_endpoints import ENDPOINTS
 from deployments.gateway.endpoints.endpoint import Endpoint, openai_error
@@ -134,7 +136,7 @@ class GatewayServer:
             endpoint=endpoint,
             body=body,
             features=features,
-            decision=self._router.route(features),
+            decision=without_drafts(self._router.route(features, random.random()), endpoint, body),  # noqa: S311
             cache_salt=cache_salt(key.tenant, self._pepper),
             wanted_class=wanted_class(request.header(b"x-sprat-class")),
             deadline_ms=wanted_deadline_ms(request.header(b"x-sprat-deadline-ms")),

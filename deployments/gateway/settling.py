@@ -44,7 +44,7 @@ UNSENT = 10_000
 
 
 _Settle = tuple[SettleRequest, Mapping[str, Any] | None]
-"""And the fields of its ledger entry, if it costs something."""
+"""And what else its record in the journal holds, if it costs something."""
 
 _Portion = tuple[list[_Settle], Position | None]
 """And the position behind them in the journal, if they stand there."""
@@ -69,9 +69,14 @@ class Settling:
         """False: a call could not be booked, so it must not be made."""
         return self._journal.has_room()
 
-    def settle(self, request: SettleRequest, entry: Mapping[str, Any]) -> None:
-        """`entry`: the fields of a LedgerEntry, which checks them when they are copied."""
-        self._put_out(request, entry)
+    def settle(
+        self, request: SettleRequest, entry: Mapping[str, Any], decision: Mapping[str, Any] | None = None
+    ) -> None:
+        """`entry` has the fields of a LedgerEntry, `decision` those of a row of the decision log; both are
+        checked when they are copied."""
+        self._put_out(
+            request, {"entry": entry} if decision is None else {"entry": entry, "decision": decision}
+        )
 
     def cancel(self, request: SettleRequest) -> None:
         """A call that never ran: no money, so no journal. Should Redis never hear of it, `reap` refunds
@@ -121,11 +126,11 @@ class Settling:
 
     # Redis.
 
-    def _put_out(self, request: SettleRequest, entry: Mapping[str, Any] | None) -> None:
+    def _put_out(self, request: SettleRequest, record: Mapping[str, Any] | None) -> None:
         self._open += 1
         if not self._outbox:
             self._loop.call_later(GATHER_S, self._start_sending)
-        self._outbox.append((request, entry))
+        self._outbox.append((request, record))
 
     def _start_sending(self) -> None:
         outbox, self._outbox = self._outbox, []
@@ -138,7 +143,7 @@ class Settling:
 
     def _journalled(self, settles: list[_Settle]) -> _Portion:
         """To disk first."""
-        records = [{"settle": request, "entry": entry} for request, entry in settles if entry is not None]
+        records = [{"settle": request, **record} for request, record in settles if record is not None]
         if not records:
             return settles, None
         try:
@@ -162,7 +167,7 @@ class Settling:
             # What is in the journal is sent again by the copy loop. As for the others: a store that hung may
             # still carry out the admission that was given up here, and its slot would be taken until the
             # lease runs out.
-            self._unsent.extend(request for request, entry in settles if end is None or entry is None)
+            self._unsent.extend(request for request, record in settles if end is None or record is None)
         else:
             knows = None not in settlements
         finally:

@@ -105,6 +105,21 @@ def test_a_first_release_without_keys_is_upgraded(empty_store_url: str, plainly:
     assert KeyStore(open_store(empty_store_url), PEPPER).list_keys() == ()
 
 
+def test_a_store_from_before_the_decision_log_is_upgraded(empty_store_url: str, store: Engine) -> None:
+    ledger = Ledger(store)
+    ledger.append([ledger_entry("before")])
+    with store.begin() as connection:
+        connection.execute(text("DROP TABLE decisions"))
+        connection.execute(text("DROP TABLE outcomes"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+
+    again = open_store(empty_store_url)
+
+    assert {"decisions", "outcomes"} < tables_of(again)
+    assert Ledger(again).find(["before"]).keys() == {"before"}
+    again.dispose()
+
+
 def opened(url: str) -> tuple[str, ...]:
     engine = open_store(url)
     with closing(engine.raw_connection()):

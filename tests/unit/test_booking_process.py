@@ -17,6 +17,7 @@ import pytest
 from cluster.errors import StoreUnavailable
 from cluster.ledger import Ledger
 from cluster.store import open_store, sqlite_url
+from cluster.store.decisions import DecisionLog
 from deployments.gateway import booking
 from deployments.gateway.booking_process import BookingProcess
 from deployments.gateway.journal import Journal
@@ -119,9 +120,10 @@ def test_a_store_that_cannot_be_opened_is_away_until_it_can(journal: Journal, tm
 
 def test_a_batch_is_bounded(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(booking, "BATCH", 2)
-    ledger = Ledger(open_store(sqlite_url(tmp_path / "store.sqlite")))
+    engine = open_store(sqlite_url(tmp_path / "store.sqlite"))
+    ledger = Ledger(engine)
     append(journal, 1, 2, 3)
-    booker = booking.LedgerBooker(ledger)
+    booker = booking.LedgerBooker(ledger, DecisionLog(engine))
     reached, _ = booker.book(journal.spans(journal.begin, journal.end))
     assert ledger.spent([NAME])[NAME] == 20
     assert booker.book(journal.spans(reached, journal.end)) == (journal.end, 0)

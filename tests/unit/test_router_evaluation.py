@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from cluster.errors import ConfigError
 from cluster.router import ngrams
 from cluster.router.correctness import Calibration, CorrectnessModel
+from cluster.router.embedding.topics import TopicModel
 from cluster.router.evaluation.curves import apgr_interval, curve, expected_calibration_error
-from cluster.router.evaluation.labels import read_labels
-from cluster.router.evaluation.plot import plot
+from cluster.router.evaluation.labels import read_labels, read_model_labels
+from cluster.router.evaluation.plot import plot_router
 from cluster.router.evaluation.protocols import Protocol, evaluate
 from cluster.router.evaluation.results import save
-from cluster.router.evaluation.scorers import Learned, PromptLength, Random
+from cluster.router.evaluation.scorers import Embedding, Learned, PromptLength, Random
+from cluster.router.neighbours import Neighbours
 from deployments.cli.evaluate import evaluation
+from deployments.cli.router import router
+from tests.tiny_embedder import tiny_embedder, topic_examples
 
 ROUTELLM = Path(__file__).parents[3] / "shared" / "data" / "routellm"
 EASY, HARD = "what colour is the sky over", "prove the theorem about the integral of"
@@ -92,10 +99,38 @@ class TestLabels:
     def test_files_of_other_models_are_not_mixed(self, files: list[Path], tmp_path: Path) -> None:
         other = tmp_path / "other.csv"
         other.write_text(files[0].read_text().replace("small", "tiny"))
-        with pytest.raises(ConfigError, match="same two models"):
+        with pytest.raises(ConfigError, match="same models"):
             read_labels([*files, other])
         with pytest.raises(ConfigError, match="--strong 'gpt'"):
             read_labels(files, strong="gpt")
+
+
+class TestModelLabels:
+    def test_any_number_of_models(self, tmp_path: Path) -> None:
+        three, other_order = tmp_path / "a.csv", tmp_path / "b.csv"
+        three.write_text("prompt,s,m,l\n" + "".join(f"p{at},1,0,{at % 2}\n" for at in range(20)))
+        other_order.write_text("l,prompt,m,s\n1,q,0,0\n")
+        labels = read_model_labels([three, other_order])
+        assert labels.models == ("s", "m", "l")
+        assert labels.right[1].tolist() == [True, False, True]
+        assert labels.right[20].tolist() == [False, False, True]
+        assert labels.groups[19:] == ("a", "b")
+
+    @pytest.mark.parametrize(
+        ("rows_of_file", "says"),
+        [
+            (["p,1,0"] * 30, "nothing to learn"),
+            (["p,maybe,x"] * 30, "columns of true/false or 1/0 are needed, one per model; found none"),
+            (["p,1,0", "q,0,1"], "2 labelled prompts are too few"),
+        ],
+    )
+    def test_what_cannot_be_learned_from_is_told_of(
+        self, tmp_path: Path, rows_of_file: list[str], says: str
+    ) -> None:
+        path = tmp_path / "bad.csv"
+        path.write_text("\n".join(["prompt,a,b", *rows_of_file]) + "\n")
+        with pytest.raises(ConfigError, match=says):
+            read_model_labels([path])
 
 
 class TestCurves:
@@ -178,6 +213,47 @@ class TestCorrectness:
         again = CorrectnessModel.fit(("small", "large"), prompts, right, seed=0)
         assert (again.raw(prompts[:5]) == model.raw(prompts[:5])).all()
 
+    def test_saved_and_loaded_it_is_the_same(self, tmp_path: Path) -> None:
+        labelled = rows(60)
+        prompts = [prompt for prompt, _, _ in labelled]
+        right = np.array([(weak, strong, True) for _, weak, strong in labelled])
+        model = CorrectnessModel.fit(("small", "medium", "large"), prompts, right, seed=0)
+        model.save(tmp_path / "m.npz")
+        again = CorrectnessModel.load(tmp_path / "m.npz")
+        assert again.models == ("small", "medium", "large")
+        assert (again.raw(prompts) == model.raw(prompts)).all()
+        assert (again.probabilities(prompts) == model.probabilities(prompts)).all()
+        assert again.held_out.probabilities.shape == again.held_out.right.shape == (60, 3)
+        assert (again.held_out.right == right).all()
+
+    def test_held_out_probabilities_are_calibrated(self) -> None:
+        generator = np.random.default_rng(0)
+        hard = generator.random(400) < 0.5
+        prompts = [f"{HARD if each else EASY} {at}" for at, each in enumerate(hard)]
+        right = (generator.random(400) < np.where(hard, 0.3, 0.9))[:, None]
+        held_out = CorrectnessModel.fit(("one",), prompts, right, seed=0).held_out
+        assert held_out.probabilities[hard].mean() == pytest.approx(right[hard].mean(), abs=0.03)
+        assert held_out.probabilities[~hard].mean() == pytest.approx(right[~hard].mean(), abs=0.03)
+
+    def test_too_few_prompts_are_told_of(self) -> None:
+        with pytest.raises(ConfigError, match="19 labelled prompts are too few"):
+            CorrectnessModel.fit(("a",), ["x"] * 19, np.ones((19, 1), dtype=bool), seed=0)
+
+    def test_a_file_of_wrong_shapes_is_told_of(self, tmp_path: Path) -> None:
+        labelled = rows(40)
+        right = np.array([[weak] for _, weak, _ in labelled])
+        model = CorrectnessModel.fit(("a",), [prompt for prompt, _, _ in labelled], right, seed=0)
+        path = tmp_path / "m.npz"
+        replace(model, weights=model.weights[:-1]).save(path)
+        with pytest.raises(ConfigError, match=r"damaged.*sprat router train"):
+            CorrectnessModel.load(path)
+
+    def test_neighbours_answer_for_those_like_them(self) -> None:
+        matrix = csr_array(np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 1]]))
+        near = Neighbours.of(matrix, np.array([[1.0], [1], [-1], [-1]], dtype=np.float32), left_out=2)
+        found = near.outcome(csr_array(np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])))[:, 0]
+        assert found.tolist() == pytest.approx([0.8, -0.8, 0])  # two of weight 1 beside a prior of 0.5
+
     def test_a_calibration_rises_and_is_never_certain(self) -> None:
         scores = np.linspace(0, 1, 100)
         fitted = Calibration.of(scores, scores > 0.5)
@@ -191,7 +267,7 @@ class TestEvaluate:
         self, files: list[Path], protocol: Protocol, train: list[Path] | None = None
     ) -> dict[str, Any]:
         learn_from = read_labels(train) if train else None
-        scorers = (Learned(), PromptLength(), Random())
+        scorers = (Learned(), Embedding(tiny_embedder()), PromptLength(), Random())
         return evaluate(protocol, read_labels(files), learn_from, scorers, seed=1, tell=lambda _: None)
 
     @pytest.mark.parametrize("protocol", [Protocol.IN, Protocol.OUT])
@@ -204,7 +280,9 @@ class TestEvaluate:
         assert low < policies["learned"]["apgr"] < high
         assert policies["learned"]["ece"] < 0.15
         assert policies["prompt_length"]["ece"] is None
-        assert policies["learned"]["decide_us_p50"] > 0
+        assert 0 < policies["learned"]["decide_us_p50"] <= policies["learned"]["decide_us_p99"]
+        assert policies["learned"]["decisions_per_s"] > 0
+        assert policies["embedding"]["ece"] is not None
 
     def test_transfer_learns_from_the_other_files_only(self, files: list[Path]) -> None:
         report = self.report(files[:2], Protocol.TRANSFER, files[2:])
@@ -219,12 +297,19 @@ class TestEvaluate:
 
     def test_results_are_saved_with_their_plot(self, files: list[Path], tmp_path: Path) -> None:
         report = self.report(files, Protocol.IN)
-        table, picture = save(report, tmp_path / "results")
+        table, picture = save(report, "router-in", plot_router(report), tmp_path / "results")
         assert json.loads(table.read_text()) == report
-        assert picture.read_text() == plot(report)
+        assert table.name == f"{report['date'][:10]}-router-in.json"
         assert "learned: APGR" in picture.read_text()
+        assert ET.parse(picture).getroot().tag.endswith("svg")
 
 
+@pytest.fixture
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.distil.static_embeddings.static_embedder", tiny_embedder)
+
+
+@pytest.mark.usefixtures("_no_weights")
 class TestCommand:
     def test_files_in_a_row_and_json(self, files: list[Path]) -> None:
         names = [str(file) for file in files]
@@ -234,7 +319,7 @@ class TestCommand:
         )
         report = json.loads(done.stdout)
         assert (done.exit_code, report["protocol"], report["n"]) == (0, "transfer", 80)
-        assert {"learned", "prompt_length", "random"} <= report["policies"].keys()
+        assert {"learned", "embedding", "prompt_length", "random"} <= report["policies"].keys()
 
     def test_an_empty_folder_is_told_of(self, files: list[Path], tmp_path: Path) -> None:
         (tmp_path / "none").mkdir()
@@ -249,6 +334,35 @@ class TestCommand:
         )
         assert done.exit_code == 0, done.output
         assert "240 prompts, protocol out: small is right on 50.0%" in done.stdout
+
+
+class TestTraining:
+    def test_labels_become_a_model(self, files: list[Path], tmp_path: Path) -> None:
+        out = tmp_path / "model.npz"
+        done = CliRunner().invoke(
+            router, ["train", "--labels", *map(str, files), "--out", str(out), "--new-topics", "--json"]
+        )
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout) == {
+            "out": str(out),
+            "prompts": 240,
+            "models": {"small": 0.5, "large": 0.9},
+            "seed": 0,
+        }
+        assert CorrectnessModel.load(out).models == ("small", "large")
+
+    @pytest.mark.usefixtures("_no_weights")
+    def test_examples_become_topics(self, tmp_path: Path) -> None:
+        lines = [
+            json.dumps({"text": text, "topic": topic}) for text, topic in zip(*topic_examples(), strict=True)
+        ]
+        (tmp_path / "examples.jsonl").write_text("\n".join(lines))
+        out = tmp_path / "topics.npz"
+        options = ["topics", "--examples", str(tmp_path / "examples.jsonl"), "--out", str(out)]
+        done = CliRunner().invoke(router, options)
+        assert done.exit_code == 0, done.output
+        assert "topics: 2" in done.stdout
+        assert TopicModel.load(out).nearest("cook the pasta").topic == "food"
 
 
 @pytest.mark.skipif(not ROUTELLM.is_dir(), reason="RouteLLM's labels are not on this machine")

@@ -15,6 +15,7 @@ from cluster.errors import SchedulerUnavailable, StoreUnavailable
 from cluster.ledger import Ledger, LedgerEntry
 from cluster.scheduler.memory_scheduler import MemoryScheduler
 from cluster.store import open_store, sqlite_url
+from cluster.store.decisions import DecisionLog
 from cluster.types import BudgetLine, HeldLease, SettleRequest
 from deployments.gateway.booking import LedgerBooker
 from deployments.gateway.budget_rebuild import BudgetRebuild
@@ -65,14 +66,16 @@ class Setup:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = Store()
-        self.ledger = Books(open_store(sqlite_url(folder / "store.sqlite")))
+        engine = open_store(sqlite_url(folder / "store.sqlite"))
+        self.ledger = Books(engine)
+        self.booker = LedgerBooker(self.ledger, DecisionLog(engine))
         self.doubted: set[tuple[str, str]] = set()
         self.settling = self.start()
 
     def start(self) -> Settling:
         journal = Journal.open(self.folder / "journal", "one")
         folder = self.folder / "journal"
-        copy = LedgerCopy(self.store, LedgerBooker(self.ledger), journal, folder, self.doubted.update)
+        copy = LedgerCopy(self.store, self.booker, journal, folder, self.doubted.update)
         return Settling(self.store, journal, copy)
 
     async def admit(self, request_id: str, hold: int = 50) -> None:

@@ -1,8 +1,9 @@
 """Label files in RouteLLM's format: one row per prompt, with a column per model that says whether it was
 right.
 
-CSV with a column `prompt` and exactly two columns of true/false or 1/0; other columns are ignored. The strong
-model is the one with the higher mean, in the training file if there is one.
+CSV with a column `prompt` and columns of true/false or 1/0, one per model; other columns are ignored. Two
+models are compared, so `read_labels` wants exactly two of them. The strong model is the one with the higher
+mean, in the training file if there is one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cluster.errors import ConfigError
 
@@ -57,6 +61,28 @@ class Labels:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ModelLabels:
+    """`right[i, m]`: whether `models[m]` answered `prompts[i]` correctly. `groups[i]` names the file the row
+    came from."""
+
+    models: tuple[str, ...]
+    prompts: tuple[str, ...]
+    right: NDArray[np.bool_]
+    groups: tuple[str, ...]
+
+
+def read_model_labels(files: Sequence[Path], *, drop: Sequence[Path] = ()) -> ModelLabels:
+    """All rows of files that name the same models, one or more, without the prompts in the files of `drop`.
+    Raises ConfigError with file and line, also where there is nothing to learn."""
+    found = _read_all(files, drop)
+    if (found.right == found.right[0]).all():
+        raise ConfigError(
+            "Every model is right on all prompts or wrong on all of them: there is nothing to learn."
+        )
+    return found
+
+
 def read_labels(
     files: Sequence[Path],
     *,
@@ -67,47 +93,54 @@ def read_labels(
     """All rows of files that name the same two models. `strong` overrides which is the strong one;
     `strong_in_training` too, but only where these files name it. Prompts in the files of `drop` are left out.
     Raises ConfigError with file and line."""
-    dropped = _dropped(drop)
-    models: tuple[str, str] | None = None
-    prompts: list[str] = []
-    groups: list[str] = []
-    right: tuple[list[bool], list[bool]] = ([], [])
-    for file in files:
-        named, rows = _read(file)
-        if models is None:
-            models = named
-        elif set(named) != set(models):
-            raise ConfigError(
-                f"{file}: the models are {' and '.join(named)}, those of {files[0]} are "
-                f"{' and '.join(models)}. Evaluate files of the same two models together."
-            )
-        order = (0, 1) if named == models else (1, 0)
-        for prompt, values in rows:
-            if prompt not in dropped:
-                prompts.append(prompt)
-                groups.append(file.stem)
-                for model, column in enumerate(order):
-                    right[model].append(values[column])
-    if models is None or len(prompts) < FEWEST:
-        raise ConfigError(f"{len(prompts)} labelled prompts are too few; give at least {FEWEST}.")
+    found = _read_all(files, drop, models_wanted=2)
+    models = found.models
     if strong is not None and strong not in models:
         raise ConfigError(f"--strong {strong!r} is not one of the models {' and '.join(models)}.")
     if strong is None and strong_in_training in models:
         strong = strong_in_training
-    first_is_strong = strong == models[0] if strong is not None else sum(right[0]) > sum(right[1])
-    weak_at, strong_at = (1, 0) if first_is_strong else (0, 1)
+    sums = found.right.sum(axis=0)
+    strong_at = models.index(strong) if strong is not None else int(sums[0] <= sums[1])
+    weak_at = 1 - strong_at
     return Labels(
-        tuple(prompts),
-        tuple(right[weak_at]),
-        tuple(right[strong_at]),
+        found.prompts,
+        tuple(found.right[:, weak_at].tolist()),
+        tuple(found.right[:, strong_at].tolist()),
         models[weak_at],
         models[strong_at],
-        tuple(groups),
+        found.groups,
     )
 
 
-def _read(file: Path) -> tuple[tuple[str, str], list[tuple[str, tuple[bool, bool]]]]:
-    """The two model columns, and per row its prompt and their values."""
+def _read_all(files: Sequence[Path], drop: Sequence[Path], models_wanted: int | None = None) -> ModelLabels:
+    dropped = _dropped(drop)
+    models: tuple[str, ...] = ()
+    prompts: list[str] = []
+    groups: list[str] = []
+    right: list[tuple[bool, ...]] = []
+    for file in files:
+        named, rows = _read(file, models_wanted)
+        models = models or named
+        if set(named) != set(models):
+            raise ConfigError(
+                f"{file}: the models are {' and '.join(named)}, those of {files[0]} are "
+                f"{' and '.join(models)}. Give files of the same models together."
+            )
+        order = [named.index(model) for model in models]
+        for prompt, values in rows:
+            if prompt not in dropped:
+                prompts.append(prompt)
+                groups.append(file.stem)
+                right.append(tuple(values[column] for column in order))
+    if len(prompts) < FEWEST:
+        raise ConfigError(f"{len(prompts)} labelled prompts are too few; give at least {FEWEST}.")
+    return ModelLabels(models, tuple(prompts), np.array(right, dtype=np.bool_), tuple(groups))
+
+
+def _read(
+    file: Path, models_wanted: int | None
+) -> tuple[tuple[str, ...], list[tuple[str, tuple[bool, ...]]]]:
+    """The columns of models, and per row its prompt and their values."""
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             reader = csv.DictReader(lines)
@@ -119,23 +152,23 @@ def _read(file: Path) -> tuple[tuple[str, str], list[tuple[str, tuple[bool, bool
         raise ConfigError(
             f"{file}: there is no column {PROMPT!r}; it has {', '.join(columns) or 'no columns'}."
         )
-    models = [
+    models = tuple(
         column
         for column in columns
         if column != PROMPT and rows and all(_value(row[column]) is not None for _, row in rows)
-    ]
-    if len(models) != 2:
-        named = ", ".join(models) or "none"
+    )
+    if len(models) != models_wanted if models_wanted else not models:
+        wanted = "exactly two columns" if models_wanted else "columns"
         raise ConfigError(
-            f"{file}: exactly two columns of true/false or 1/0 are needed, one per model; found {named}."
+            f"{file}: {wanted} of true/false or 1/0 are needed, one per model; "
+            f"found {', '.join(models) or 'none'}."
         )
-    first, second = models
     read = []
     for line, row in rows:
         if not row[PROMPT]:
             raise ConfigError(f"{file}: the prompt that ends on line {line} is empty.")
-        read.append((row[PROMPT], (bool(_value(row[first])), bool(_value(row[second])))))
-    return (first, second), read
+        read.append((row[PROMPT], tuple(bool(_value(row[model])) for model in models)))
+    return models, read
 
 
 def _value(text: str | None) -> bool | None:

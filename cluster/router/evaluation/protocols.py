@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,10 @@ from cluster.errors import ConfigError
 from cluster.router.evaluation.curves import apgr_interval, curve, expected_calibration_error
 from cluster.router.evaluation.labels import Labels
 from cluster.router.evaluation.scorers import Scorer
+from cluster.router.evaluation.timing import decision_times
 from cluster.router.folds import part_of_rows
 
 FOLDS = 5
-TIMED = 500
-"""Prompts that a decision is timed on, one by one."""
 
 Floats = NDArray[np.float64]
 Tell = Callable[[str], None]
@@ -54,7 +53,7 @@ def evaluate(
     policies = {}
     for scorer in scorers:
         tell(f"{scorer.name}: {protocol}")
-        scores, p_weak, decide_us = _scored(protocol, labels, train, scorer, seed)
+        scores, p_weak = _scored(protocol, labels, train, scorer, seed)
         made = curve(scores, weak, strong, seed)
         policies[scorer.name] = {
             "apgr": round(made.apgr, 4),
@@ -62,7 +61,7 @@ def evaluate(
             "cpt50": made.cpt(0.5),
             "cpt80": made.cpt(0.8),
             "ece": None if p_weak is None else round(expected_calibration_error(p_weak, weak), 4),
-            "decide_us_p50": round(decide_us, 1),
+            **decision_times(partial(_decide, scorer), labels.prompts),
             "pgr": [round(float(each), 4) for each in made.pgr[:: max(1, len(labels) // 200)]],
         }
     return {
@@ -80,8 +79,8 @@ def evaluate(
 
 def _scored(
     protocol: Protocol, labels: Labels, train: Labels | None, scorer: Scorer, seed: int
-) -> tuple[Floats, Floats | None, float]:
-    """Scores, P(weak is right) where the policy tells it, and the median time of a decision in us."""
+) -> tuple[Floats, Floats | None]:
+    """Scores, and P(weak is right) where the policy tells it."""
     scores, p_weak = np.empty(len(labels)), np.full(len(labels), np.nan)
     for learn_from, rows in _splits(protocol, labels, train, seed):
         scorer.fit(learn_from, by_group=protocol is not Protocol.IN, seed=seed)
@@ -89,7 +88,11 @@ def _scored(
         scores[rows], probabilities = scorer.score(prompts)
         if probabilities is not None:
             p_weak[rows] = probabilities
-    return scores, None if np.isnan(p_weak).any() else p_weak, _decide_us(scorer, labels.prompts[:TIMED])
+    return scores, None if np.isnan(p_weak).any() else p_weak
+
+
+def _decide(scorer: Scorer, prompt: str) -> object:
+    return scorer.score((prompt,))
 
 
 def _splits(
@@ -111,12 +114,3 @@ def _splits(
             labels.of(np.flatnonzero(part_of_row != part).tolist()),
             np.flatnonzero(part_of_row == part).tolist(),
         )
-
-
-def _decide_us(scorer: Scorer, prompts: tuple[str, ...]) -> float:
-    times = []
-    for prompt in prompts:
-        began = perf_counter()
-        scorer.score((prompt,))
-        times.append(perf_counter() - began)
-    return float(np.median(times)) * 1e6

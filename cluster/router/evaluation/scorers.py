@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.router.correctness import CorrectnessModel
+from cluster.router.embedding.static import StaticEmbedder
 from cluster.router.evaluation.labels import Labels
 
 Floats = NDArray[np.float64]
@@ -48,6 +49,30 @@ class Learned:
         return Scored(raw[:, 1] - raw[:, 0], self._model.calibrated(raw)[:, 0])
 
 
+class Embedding:
+    """What the two models did on the labelled prompts whose meaning is nearest."""
+
+    name = "embedding"
+    NEAREST = 50
+    _known: NDArray[np.float32]
+    _right: Floats
+
+    def __init__(self, embedder: StaticEmbedder) -> None:
+        self._embedder = embedder
+
+    def fit(self, train: Labels, *, by_group: bool, seed: int) -> None:  # noqa: ARG002 (protocol)
+        self._known = self._embedder.embed_all(train.prompts)
+        self._right = np.column_stack((train.weak, train.strong)).astype(float)
+
+    def score(self, prompts: tuple[str, ...]) -> Scored:
+        nearest = min(self.NEAREST, len(self._known))
+        means = np.empty((len(prompts), 2))
+        for row, prompt in enumerate(prompts):
+            likeness = self._known @ self._embedder.embed(prompt)
+            means[row] = self._right[np.argpartition(likeness, -nearest)[-nearest:]].mean(axis=0)
+        return Scored(means[:, 1] - means[:, 0], means[:, 0])
+
+
 class PromptLength:
     """The longest prompts go up. No training, and better than most published routers on their own labels."""
 
@@ -70,5 +95,5 @@ class Random:
         return Scored(np.random.default_rng(self._seed).random(len(prompts)))
 
 
-def all_scorers() -> tuple[Scorer, ...]:
-    return (Learned(), PromptLength(), Random())
+def all_scorers(embedder: StaticEmbedder) -> tuple[Scorer, ...]:
+    return (Learned(), Embedding(embedder), PromptLength(), Random())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,25 @@ class GatewayFolder:
 
     path: Path
 
-    def write(self, *, config_file: Path, port: int, redis_url: str, store_url: str, **secrets: str) -> None:
-        fields = {"config_file": str(config_file), "port": port, "redis_url": redis_url}
+    def write(
+        self,
+        *,
+        config_file: Path,
+        settings: Mapping[str, str],
+        redis_url: str,
+        store_url: str,
+        **secrets: str,
+    ) -> None:
+        """`settings` override the file, as environment variables would: `SPRAT__GATEWAY__PORT`."""
+        fields = {"config_file": str(config_file), "settings": dict(settings), "redis_url": redis_url}
         file = self.path / FILE
         file.touch(mode=0o600)
         file.write_text(json.dumps(fields | {"store_url": store_url} | secrets), encoding="utf-8")
 
     def runtime(self) -> Runtime:
         fields: dict[str, Any] = json.loads((self.path / FILE).read_text(encoding="utf-8"))
-        port = {"SPRAT__GATEWAY__PORT": str(fields["port"])}
         return Runtime(
-            config=load_config(Path(fields["config_file"]), port),
+            config=load_config(Path(fields["config_file"]), fields["settings"]),
             redis_url=fields["redis_url"],
             store_url=fields["store_url"],
             journal_folder=str(self.path / "journal"),

@@ -4,4 +4,4 @@ DIRECT = "direct"
 """The stub engine itself, with nothing before it."""
 
 DEFAULT_SYSTEMS = (DIRECT, "sprat", "sprat-2", "vllm-router", "litellm", "ray-serve")
-SYSTEMS = (*DEFAULT_SYSTEMS, "ray-serve-default")
+SYSTEMS = (*DEFAULT_SYSTEMS, "sprat+learned", "sprat+cascade", "ray-serve-default")

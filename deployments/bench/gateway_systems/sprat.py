@@ -1,7 +1,8 @@
 """sprat itself: the real gateway in one or more processes on one port, a Valkey and a store of its own.
 
 Everything that a call of a paying tenant goes through is on: key, rate limits of requests and tokens, a hard
-budget, the rules, admission, lease, settlement, journal and ledger. The limits are so high that none refuses.
+budget, the policy, admission, lease, settlement, journal, ledger and decision log. The limits are so high
+that none refuses.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cluster.store import KeyStore, open_store, sqlite_url
 from cluster.tenants import Budget, BudgetWindow, KeyLimits, RateLimit
 from cluster.types import ReplicaPhase, ReplicaState
 from deployments.bench.gateway_systems.gateway_folder import GatewayFolder
+from deployments.bench.gateway_systems.made_up_labels import write_made_up_model
 from deployments.bench.gateway_systems.pinning import on_cores
 from deployments.bench.gateway_systems.server_process import server_process
 from deployments.bench.gateway_systems.system import Bench, RunningSystem
@@ -31,12 +33,16 @@ from deployments.valkey import start_server, stop_server
 from deployments.version import version
 
 CONFIG = Path(__file__).parents[2] / "examples" / "bench.yaml"
+LEARNED, CASCADE = "rules_then_learned", "rules_then_cascade"
 NEVER_REACHED = RateLimit(per_minute=1_000_000_000, burst=1_000_000_000)
 BUDGET_MICRO_USD = 10**12
 
 
 @asynccontextmanager
-async def sprat(bench: Bench, *, name: str = "sprat", processes: int = 1) -> AsyncIterator[RunningSystem]:
+async def sprat(
+    bench: Bench, *, name: str = "sprat", processes: int = 1, policy: str = "rules"
+) -> AsyncIterator[RunningSystem]:
+    """`policy` is one of the bench's YAML."""
     folder = bench.folder / name
     folder.mkdir(mode=0o700)
     async with AsyncExitStack() as stack:
@@ -47,7 +53,7 @@ async def sprat(bench: Bench, *, name: str = "sprat", processes: int = 1) -> Asy
         store_url = sqlite_url(folder / "store.sqlite")
         GatewayFolder(folder).write(
             config_file=CONFIG,
-            port=port,
+            settings=_settings(port, policy, folder),
             redis_url=f"unix://{folder / 'v.sock'}",
             store_url=store_url,
             gateway_token=secrets.token_hex(32),
@@ -77,6 +83,15 @@ async def sprat(bench: Bench, *, name: str = "sprat", processes: int = 1) -> Asy
             store_pids=(valkey.pid,),
             versions=(("sprat", version()),),
         )
+
+
+def _settings(port: int, policy: str, folder: Path) -> dict[str, str]:
+    settings = {"SPRAT__GATEWAY__PORT": str(port), "SPRAT__ROUTER__POLICY": policy}
+    if policy == LEARNED:
+        model = folder / "router.npz"
+        write_made_up_model(model)
+        settings["SPRAT__ROUTER__POLICIES__LEARNED__MODEL"] = str(model)
+    return settings
 
 
 def _paying_key(store_url: str, pepper: bytes) -> str:

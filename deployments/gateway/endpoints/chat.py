@@ -22,6 +22,7 @@ from deployments.gateway.endpoints.checks import (
     symbol,
     text,
 )
+from deployments.gateway.endpoints.drafts import OpenAiDrafts
 from deployments.gateway.endpoints.endpoint import Endpoint
 from deployments.gateway.endpoints.generation import (
     MAX_OUTPUT_TOKENS,
@@ -131,4 +132,5 @@ CHAT = Endpoint(
     engine_body=engine_body,
     usage_of=usage_of_answer,
     stream=OpenAiStream,
+    drafts=OpenAiDrafts(),
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.router.features import completion_features
 from deployments.gateway.endpoints.checks import Check, integer, only_false
+from deployments.gateway.endpoints.drafts import OpenAiDrafts
 from deployments.gateway.endpoints.endpoint import Endpoint
 from deployments.gateway.endpoints.generation import (
     MAX_SEQUENCES,
@@ -40,4 +41,5 @@ COMPLETIONS = Endpoint(
     engine_body=engine_body,
     usage_of=usage_of_answer,
     stream=OpenAiStream,
+    drafts=OpenAiDrafts(),
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.errors import SpratError
+from cluster.router.verifiers.draft import Draft, Expected
 from cluster.types import Candidate, RequestFeatures, Usage
 
 Body = Mapping[str, Any]
@@ -34,6 +35,33 @@ class Streams(Protocol):
     def __call__(self, body: Body, before_end: Callable[[Usage | None], bytes]) -> StreamReader:
         """`before_end` gives what goes to the client right before the last event: the comment with cost
         and saving."""
+
+
+class Drafts(Protocol):
+    """Drafts of a cascade in the dialect of a route. `read` and `read_events` raise EngineFailed."""
+
+    def asks_for_one(self, body: Body) -> bool:
+        """Whether the client wants one answer: several cannot be judged as one."""
+
+    def engine_body(
+        self, body: Body, candidate: Candidate, cache_salt: str, *, logprobs: bool, drafts: int
+    ) -> bytes:
+        """As `Endpoint.engine_body`, for `drafts` answers at once, with the logprobs of their tokens."""
+
+    def expected(self, body: Body) -> Expected:
+        """What the client asked for."""
+
+    def read(self, raw: bytes) -> Draft:
+        """Of a whole answer."""
+
+    def read_events(self, events: bytes) -> Draft:
+        """Of a stream, or of its beginning."""
+
+    def shown(self, body: Body, raw: bytes, chosen: int) -> bytes:
+        """What the client gets of a whole answer: the chosen draft, without what only we asked for."""
+
+    def shown_events(self, body: Body, events: bytes, chosen: int) -> bytes:
+        """The same of whole events of a stream."""
 
 
 def openai_error(error: SpratError) -> dict[str, Any]:
@@ -64,3 +92,6 @@ class Endpoint:
     error_body: Callable[[SpratError], dict[str, Any]] = openai_error
     error_event: Callable[[SpratError], bytes] | None = None
     """The last event of a stream that failed; None: `data: ` and `error_body`."""
+
+    drafts: Drafts | None = None
+    """None: a cascade goes to its last target at once."""

@@ -65,13 +65,18 @@ def passed_on(
     return rewritten
 
 
-def engine_body(body: Mapping[str, Any], candidate: Candidate, cache_salt: str) -> bytes:
+def firm_body(body: Mapping[str, Any], candidate: Candidate, cache_salt: str) -> dict[str, Any]:
     """What the engine gets on OpenAI's completion routes: a firm output limit, and usage always."""
     rewritten = passed_on(body, candidate, cache_salt, _LEFT_OUT)
     rewritten["max_tokens"] = candidate.max_tokens
     if body.get("stream"):
         rewritten["stream_options"] = {"include_usage": True}
-    return orjson.dumps(rewritten)
+    return rewritten
+
+
+def engine_body(body: Mapping[str, Any], candidate: Candidate, cache_salt: str) -> bytes:
+    """`firm_body` as bytes."""
+    return orjson.dumps(firm_body(body, candidate, cache_salt))
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:

@@ -1,13 +1,13 @@
-"""The first policy: ordered rules from the YAML. The first match wins; its name is the reason."""
+"""Ordered rules from the YAML. The first match wins; its name is the reason."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from cluster.config import RouterConfig, Rule
-from cluster.router.policy import Choice
-from cluster.router.view import FleetView
+from cluster.config import Rule
+from cluster.router.policies.policy import Choice, RoutingPolicy
 from cluster.types import RequestFeatures
 
 Condition = Callable[[RequestFeatures], bool]
@@ -16,23 +16,31 @@ Condition = Callable[[RequestFeatures], bool]
 class RulesPolicy:
     """Patterns are the operator's; they are compiled once and see SYSTEM_PROMPT_LIMIT characters."""
 
-    name = "rules"
     SYSTEM_PROMPT_LIMIT = 8192
 
-    def __init__(self, config: RouterConfig) -> None:
-        self._default = Choice(target=config.default_tier, reason=f"default:{config.default_tier}")
+    def __init__(
+        self,
+        name: str,
+        rules: Sequence[Rule],
+        policy_of: Callable[[str], RoutingPolicy | None],
+        otherwise: str,
+    ) -> None:
+        """`policy_of` gives the policy of a name, and None for a target."""
+        self.name = name
         self._rules = [
-            (self._compile(rule), Choice(target=rule.to, reason=f"rule:{rule.name}")) for rule in config.rules
+            (self._compile(rule), Choice(rule.to, f"rule:{rule.name}"), policy_of(rule.to)) for rule in rules
         ]
+        self._otherwise = Choice(otherwise, f"default:{otherwise}"), policy_of(otherwise)
 
-    def choose(self, features: RequestFeatures, view: FleetView) -> Choice:  # noqa: ARG002 (protocol)
-        for conditions, choice in self._rules:
+    def choose(self, features: RequestFeatures, draw: float) -> Choice:
+        for conditions, choice, policy in self._rules:
             for condition in conditions:
                 if not condition(features):
                     break
             else:
-                return choice
-        return self._default
+                return choice if policy is None else _passed_on(choice, policy.choose(features, draw))
+        choice, policy = self._otherwise
+        return choice if policy is None else _passed_on(choice, policy.choose(features, draw))
 
     def _compile(self, rule: Rule) -> list[Condition]:
         when = rule.when
@@ -60,3 +68,7 @@ class RulesPolicy:
             turns = when.turns_over
             conditions.append(lambda f: f.turns > turns)
         return conditions
+
+
+def _passed_on(choice: Choice, chosen: Choice) -> Choice:
+    return replace(chosen, reason=f"{choice.reason};{chosen.reason}")

@@ -1,0 +1,86 @@
+"""Targets with what is known of them for one call: chance of success, cost, cost per successful answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from cluster.router.correctness import CorrectnessModel
+from cluster.router.view import FleetView
+from cluster.types import Considered, RequestFeatures
+
+
+class SuccessEstimator(Protocol):
+    """In the order of some targets: P(this target answers the call well enough)."""
+
+    def p_success(self, features: RequestFeatures) -> Sequence[float]: ...
+
+
+class LearnedEstimator:
+    """From the text of the call, by a model learned from labels."""
+
+    def __init__(self, model: CorrectnessModel, columns: Sequence[str]) -> None:
+        """`columns` are models of the file, one per target."""
+        self._model = model
+        self._at = [model.models.index(column) for column in columns]
+
+    def p_success(self, features: RequestFeatures) -> Sequence[float]:
+        found = self._model.probabilities((features.text,))[0]
+        return [float(found[at]) for at in self._at]
+
+
+class LoggedEstimator:
+    """What was estimated when a call was decided: for replaying the decision log, which holds no text."""
+
+    def __init__(self, targets: Sequence[str], logged: Mapping[str, float]) -> None:
+        """KeyError where the log has no estimate for a target."""
+        self._p_success = [logged[target] for target in targets]
+
+    def p_success(self, features: RequestFeatures) -> Sequence[float]:  # noqa: ARG002 (protocol)
+        return self._p_success
+
+
+class TargetCosts:
+    """What a call costs on each of some targets, in micro-USD, if it takes all output tokens that it may."""
+
+    def __init__(self, view: FleetView, targets: Sequence[str]) -> None:
+        self._pools = [view.cheapest_pool(target) for target in targets]
+
+    def of(self, features: RequestFeatures) -> list[int]:
+        prompt_tokens, sequences = features.prompt_tokens_estimate, features.sequences
+        return [
+            pool.price.cost_micro_usd(prompt_tokens, pool.max_tokens(features) * sequences)
+            for pool in self._pools
+        ]
+
+
+def expected_micro_usd(cost: int, p_success: float, cost_of_failure: int) -> int:
+    """Cost per successful answer: the call, and with the rest of the probability what a failure brings."""
+    return cost + round((1 - p_success) * cost_of_failure)
+
+
+def weighed(
+    targets: Sequence[str], p_success: Sequence[float], costs: Sequence[int], wrong_answer_micro_usd: int
+) -> list[Considered]:
+    """In the order of the targets; none is chosen yet (all probabilities 0). After a failure the call runs
+    again on the target that is likeliest to succeed."""
+    best = max(range(len(targets)), key=lambda at: (p_success[at], -costs[at]))
+    failure = costs[best] + wrong_answer_micro_usd
+    return [
+        Considered(target, 0.0, p, cost, expected_micro_usd(cost, p, failure))
+        for target, p, cost in zip(targets, p_success, costs, strict=True)
+    ]
+
+
+def chosen_one(considered: Sequence[Considered], at: int) -> tuple[Considered, ...]:
+    """The same, with the one that was chosen."""
+    return tuple(
+        Considered(
+            each.action,
+            1.0 if number == at else 0.0,
+            each.p_success,
+            each.cost_micro_usd,
+            each.expected_micro_usd,
+        )
+        for number, each in enumerate(considered)
+    )

@@ -1,0 +1,195 @@
+"""The policies, as the gateway would run them, on cases whose answers are known.
+
+What learns does so from the other folds only: `learned` its model, `cascade` what a draft's confidence means
+and how sure is sure enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.config import ClusterConfig
+from cluster.config.policies import BUILT_IN
+from cluster.router.correctness import Calibration, CorrectnessModel
+from cluster.router.folds import part_of_rows
+from cluster.router.policies.estimates import LoggedEstimator, TargetCosts
+from cluster.router.policies.learned import LearnedPolicy
+from cluster.router.policies.policy import RoutingPolicy
+from cluster.router.policies.registry import Policies
+from cluster.router.router import Router
+from cluster.router.verifiers.confidence import fit_confidence
+from cluster.router.view import FleetView
+from cluster.types import RequestFeatures
+from deployments.evaluation.cases import Suite
+from deployments.evaluation.outcomes import Outcome
+from deployments.evaluation.routed import Flags, Floats, KeptPairs, Routed
+
+FOLDS = 5
+
+TOLERANCE = 0.05
+"""Chance of success that `learned` may give up for a cheaper answer (the YAML's default)."""
+
+TOLERANCES = tuple(map(float, np.linspace(0.0, 1.0, 41)))
+"""For its curve: from the likeliest model to the cheapest."""
+
+MARGIN = 0.02
+"""What the cascade may lose against always asking the large model, on the folds that set its threshold."""
+
+NEVER = -1.0
+"""Below every probability: a draft that no threshold accepts."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The cases as the router sees them, with both models' answers."""
+
+    features: tuple[RequestFeatures, ...]
+    pairs: KeptPairs
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """`policies` at their working points, `curves` over all working points of those that have a dial."""
+
+    policies: dict[str, Routed]
+    curves: dict[str, list[Routed]]
+
+
+def score(asked: Asked, config: ClusterConfig, *, seed: int) -> Scored:
+    """Every policy on every case. Raises ConfigError for too few cases to learn from, and for files of
+    policies that cannot be used."""
+    fleet = _Fleet.of(config)
+    pairs = asked.pairs
+    draws = np.random.default_rng(seed).random(len(pairs))
+    named = Policies(config.router, fleet.view).named
+    policies = {
+        name: pairs.routed(_flags(map(partial(fleet.goes_up, named(name)), asked.features, draws)))
+        for name in BUILT_IN
+    }
+    chances = _chances_of_success(asked, seed)
+    learned = {
+        tolerance: pairs.routed(
+            _flags(map(partial(fleet.learned_goes_up, tolerance), asked.features, chances))
+        )
+        for tolerance in (TOLERANCE, *TOLERANCES)
+    }
+    confidences = _confidences(pairs, np.arange(len(pairs)), seed)
+    return Scored(
+        policies={
+            **policies,
+            "learned": learned[TOLERANCE],
+            "cascade": pairs.routed(_cascade_goes_up(pairs, seed), drafted=True),
+            "oracle": pairs.routed(pairs.only_large_is_right),
+        },
+        curves={
+            "learned": [learned[tolerance] for tolerance in TOLERANCES],
+            "cascade": [
+                pairs.routed(confidences < least, drafted=True) for least in (*np.unique(confidences), np.inf)
+            ],
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    """Asks the gateway's own router."""
+
+    view: FleetView
+    fall_back_up: bool
+
+    @classmethod
+    def of(cls, config: ClusterConfig) -> _Fleet:
+        return cls(FleetView.of(config), config.router.fall_back_up)
+
+    def goes_up(self, policy: RoutingPolicy, features: RequestFeatures, draw: float) -> bool:
+        decision = Router(self.view, policy, {}, fall_back_up=self.fall_back_up).route(features, draw)
+        return decision.first.tier == self.view.tiers[-1]
+
+    def learned_goes_up(self, tolerance: float, features: RequestFeatures, chances: Floats) -> bool:
+        """`chances`: P(right) of each tier."""
+        tiers = self.view.tiers
+        estimator = LoggedEstimator(tiers, dict(zip(tiers, map(float, chances), strict=True)))
+        costs = TargetCosts(self.view, tiers)
+        policy = LearnedPolicy(
+            "learned", tiers, estimator, costs, tolerance=tolerance, wrong_answer_micro_usd=0
+        )
+        return self.goes_up(policy, features, 0.0)
+
+
+def _chances_of_success(asked: Asked, seed: int) -> Floats:
+    """P(right) of small and large, shape (cases, 2), each case by a model that learned from other folds."""
+    right = asked.pairs.right
+    texts = [features.text for features in asked.features]
+    chances = np.empty(right.shape)
+    for inside, outside in _folds(np.arange(len(texts)), seed):
+        model = CorrectnessModel.fit(
+            ("small", "large"), [texts[row] for row in inside], right[inside], seed=seed
+        )
+        chances[outside] = model.probabilities([texts[row] for row in outside])
+    return chances
+
+
+def _cascade_goes_up(pairs: KeptPairs, seed: int) -> Flags:
+    """What is sure enough, and what confidence means, both from the other folds. Of all thresholds that lose
+    at most MARGIN there, the one that accepts most drafts."""
+    small, large = pairs.right.T
+    up = np.empty(len(pairs), dtype=bool)
+    for inside, outside in _folds(np.arange(len(pairs)), seed):
+        confidences = _confidences(pairs, inside, seed)
+        least = next(
+            least
+            for least in (*np.unique(confidences[confidences >= 0]), np.inf)
+            if np.where(confidences < least, large[inside], small[inside]).mean()
+            >= large[inside].mean() - MARGIN
+        )
+        up[outside] = _calibrated(pairs.small, inside, outside) < least
+    return up
+
+
+def _confidences(pairs: KeptPairs, rows: Rows, seed: int) -> Floats:
+    """Of the drafts in these rows, in their order, each calibrated on the other folds of these rows."""
+    found = np.empty(len(pairs))
+    for inside, outside in _folds(rows, seed):
+        found[outside] = _calibrated(pairs.small, inside, outside)
+    return found[rows]
+
+
+def _calibrated(drafts: Sequence[Outcome], inside: Rows, outside: Rows) -> Floats:
+    """P(the draft is right) by its mean logprob, for calls of tools and for text apart, learned from the rows
+    `inside`; NEVER for drafts that a verifier of form refuses."""
+    found = np.full(len(outside), NEVER)
+    for with_tools in (True, False):
+        known = [row for row in inside if _is_judged(drafts[row], with_tools=with_tools)]
+        asked = [at for at, row in enumerate(outside) if _is_judged(drafts[row], with_tools=with_tools)]
+        if known and asked:
+            points = fit_confidence(_mean_logprobs(drafts, known), [drafts[row].right for row in known])
+            calibration = Calibration(*np.array(points).T)
+            found[asked] = calibration(np.array(_mean_logprobs(drafts, outside[asked])))
+    return found
+
+
+def _is_judged(draft: Outcome, *, with_tools: bool) -> bool:
+    is_of_kind = (draft.suite is not Suite.INTENT) == with_tools
+    return is_of_kind and draft.has_form and draft.mean_logprob is not None
+
+
+def _mean_logprobs(drafts: Sequence[Outcome], rows: Iterable[int]) -> list[float]:
+    return [logprob for row in rows if (logprob := drafts[row].mean_logprob) is not None]
+
+
+def _folds(rows: Rows, seed: int) -> Iterator[tuple[Rows, Rows]]:
+    """The rows to learn from, and those that are judged then."""
+    parts = part_of_rows(len(rows), FOLDS, seed=seed)
+    for part in range(FOLDS):
+        yield rows[parts != part], rows[parts == part]
+
+
+def _flags(found: Iterable[bool]) -> Flags:
+    return np.fromiter(found, dtype=bool)
