@@ -28,6 +28,14 @@ def pool_price(pool: PoolConfig, node: NodeClass) -> Price:
     )
 
 
+def node_seconds(pool: PoolConfig, prompt_tokens: int, output_tokens: int) -> float:
+    """What a call takes of its node (GPU-seconds where the node is one GPU), prefill and decode apart, when
+    all slots are busy. Times the node's price per second this is the call's cost."""
+    throughput = pool.throughput
+    busy_s = prompt_tokens / throughput.prompt_tokens_per_s + output_tokens / throughput.output_tokens_per_s
+    return busy_s * pool.node_share
+
+
 def prices(config: ClusterConfig) -> dict[str, Price]:
     return {
         name: pool_price(pool, config.node_classes[pool.node_class]) for name, pool in config.pools.items()

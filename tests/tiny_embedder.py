@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from cluster.router.embedding.static import StaticEmbedder
-from cluster.router.embedding.topics import Examples
+from cluster.router.embedding.training import Examples
 
 FOOD = ["eat", "cook", "pasta", "dinner", "soup", "recipe"]
 TRAVEL = ["fly", "plane", "ticket", "hotel", "train", "visit"]

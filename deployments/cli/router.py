@@ -74,12 +74,12 @@ def topics(*, examples: tuple[Path, ...], out: Path, seed: int, as_json: bool) -
     A line whose topic is null is an example of what is none of them.
     """
     from cluster.router.embedding.examples import read_examples
-    from cluster.router.embedding.topics import TopicModel
+    from cluster.router.embedding.training import learn_topics
     from deployments.distil.static_embeddings import static_embedder
 
     learned_from = read_examples(examples)
     _progress(f"learning from {len(learned_from.texts)} examples")
-    model = TopicModel.fit(static_embedder(), learned_from, seed=seed)
+    model = learn_topics(static_embedder(), learned_from, seed=seed, tell=_progress)
     model.save(out)
     _tell(
         {

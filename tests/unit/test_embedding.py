@@ -14,7 +14,8 @@ from cluster.errors import ConfigError
 from cluster.router.array_file import ArrayFile, read_array_file, write_array_file
 from cluster.router.embedding.examples import read_examples
 from cluster.router.embedding.static import StaticEmbedder
-from cluster.router.embedding.topics import Examples, TopicModel
+from cluster.router.embedding.topics import TopicModel
+from cluster.router.embedding.training import Examples, learn_topics
 from deployments.distil.encoder import frequency_weights, principal
 from tests.tiny_embedder import DIMS, OTHER, sentences, tiny_embedder, topic_examples
 
@@ -26,7 +27,7 @@ def embedder() -> StaticEmbedder:
 
 @pytest.fixture(scope="module")
 def model(embedder: StaticEmbedder) -> TopicModel:
-    return TopicModel.fit(embedder, topic_examples(), seed=0)
+    return learn_topics(embedder, topic_examples(), seed=0)
 
 
 class TestStaticEmbedder:
@@ -72,14 +73,12 @@ class TestTopics:
         assert all(each.score < model.threshold for each in found if each.topic is None)
 
     def test_examples_out_of_scope_lower_the_scores_there(self, model: TopicModel) -> None:
-        told = TopicModel.fit(tiny_embedder(), topic_examples(others=30), seed=0)
+        told = learn_topics(tiny_embedder(), topic_examples(others=30), seed=0)
         text = sentences(OTHER, 1, seed=11)[0]
         assert told.nearest(text).score < model.nearest(text).score
 
     def test_a_validation_part_sets_the_threshold(self) -> None:
-        strict = TopicModel.fit(
-            tiny_embedder(), topic_examples(), validation=topic_examples(5, seed=3), seed=0
-        )
+        strict = learn_topics(tiny_embedder(), topic_examples(), validation=topic_examples(5, seed=3), seed=0)
         scores = strict.scores(topic_examples(5, seed=3).texts).max(axis=1)
         assert scores.min() == pytest.approx(strict.threshold), (
             "nothing of ten may be lost at one in a hundred"
@@ -105,7 +104,7 @@ class TestTopics:
     )
     def test_too_few_examples_are_told_of(self, given: Examples, says: str) -> None:
         with pytest.raises(ConfigError, match=says):
-            TopicModel.fit(tiny_embedder(), given, seed=0)
+            learn_topics(tiny_embedder(), given, seed=0)
 
 
 class TestFiles:

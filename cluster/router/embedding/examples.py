@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
-from cluster.router.embedding.topics import Examples
+from cluster.router.embedding.training import Examples
 
 
 def read_examples(files: Sequence[Path]) -> Examples:

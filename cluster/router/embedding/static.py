@@ -35,13 +35,14 @@ class StaticEmbedder:
     def dims(self) -> int:
         return int(self.matrix.shape[1])
 
+    def tokens_of(self, text: str) -> list[int]:
+        """Token ids. Of a long text the two ends are read (`ngrams.LONGEST_TEXT`)."""
+        found: list[int] = self.tokenizer.encode(_readable(text), add_special_tokens=False).ids
+        return found
+
     def embed(self, text: str) -> Vectors:
-        """Shape (dims,), of length 1; zeros for a text without a token. Of a long text the two ends are read
-        (`ngrams.LONGEST_TEXT`)."""
-        tokens = self.tokenizer.encode(_readable(text), add_special_tokens=False).ids
-        if not tokens:
-            return np.zeros(self.dims, dtype=np.float32)
-        total: Vectors = self.matrix[tokens].sum(axis=0)
+        """Shape (dims,), of length 1; zeros for a text without a token."""
+        total: Vectors = self.matrix[self.tokens_of(text)].sum(axis=0)
         length = float(np.sqrt(total @ total))
         return total / np.float32(length) if length else total
 

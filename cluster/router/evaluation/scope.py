@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from cluster.errors import ConfigError
 from cluster.router.embedding.static import StaticEmbedder
-from cluster.router.embedding.topics import Examples, TopicModel, rejection_threshold
+from cluster.router.embedding.topics import TopicModel
+from cluster.router.embedding.training import Examples, learn_topics, rejection_threshold
 from cluster.router.evaluation.timing import decision_times
 
 Z_95 = 1.96
@@ -52,7 +53,7 @@ def evaluate_scope(
 ) -> dict[str, Any]:
     """The report of `sprat eval scope --json`. Raises ConfigError."""
     tell(f"learning {len(set(labels.train.topics) - {None})} topics from {len(labels.train.texts)} examples")
-    model = TopicModel.fit(embedder, labels.train, validation=labels.validation, seed=seed)
+    model = learn_topics(embedder, labels.train, validation=labels.validation, seed=seed, tell=tell)
     systems = {"topics": told_by(model), **_baselines(model, seed)}
     reports = {}
     for name, system in systems.items():

@@ -18,6 +18,9 @@ from deployments.gateway.endpoints.sse import data, split
 SEVERAL_DRAFTS_TEMPERATURE = 0.7
 """Where the caller asks for none: the likeliest answer k times would agree with itself."""
 
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
+"""What taking apart an answer of the wrong shape raises."""
+
 DATA = b"data: "
 DONE = b"[DONE]"
 
@@ -60,7 +63,7 @@ class OpenAiDrafts:
         try:
             choices = sorted(orjson.loads(raw)["choices"], key=lambda choice: choice["index"])
             return _joined([_draft(choice) for choice in choices])
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        except UNREADABLE as error:
             raise EngineFailed("The engine sent a draft that cannot be read.") from error
 
     def read_events(self, events: bytes) -> Draft:
@@ -70,7 +73,7 @@ class OpenAiDrafts:
                 for choice in chunk["choices"]:
                     _add(choices.setdefault(choice["index"], {}), choice)
             return _joined([_draft(choices[index]) for index in sorted(choices)] or [Draft(text="")])
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        except UNREADABLE as error:
             raise EngineFailed("The engine sent a draft that cannot be read.") from error
 
     def shown(self, body: Body, raw: bytes, chosen: int) -> bytes:
@@ -118,7 +121,8 @@ def _joined(drafts: Sequence[Draft]) -> Draft:
 def _draft(choice: Mapping[str, Any]) -> Draft:
     """Of a choice of a whole answer, or of one that `_add` has put together."""
     message = choice.get("message") or choice
-    calls = message.get("tool_calls") or ()
+    streamed = message.get("calls_by_index") or {}
+    calls = message.get("tool_calls") or [streamed[index] for index in sorted(streamed)]
     return Draft(
         text=message.get("content") or message.get("text") or "",
         tool_calls=tuple(
@@ -150,10 +154,8 @@ def _add(choice: dict[str, Any], part: Mapping[str, Any]) -> None:
     delta = part.get("delta") or {}
     choice["text"] = choice.get("text", "") + (delta.get("content") or part.get("text") or "")
     for call in delta.get("tool_calls") or ():
-        calls = choice.setdefault("tool_calls", [])
-        while len(calls) <= call["index"]:
-            calls.append({"function": {"name": "", "arguments": ""}})
-        function = calls[call["index"]]["function"]
+        calls = choice.setdefault("calls_by_index", {})
+        function = calls.setdefault(call["index"], {"function": {"name": "", "arguments": ""}})["function"]
         function["name"] += call["function"].get("name") or ""
         function["arguments"] += call["function"].get("arguments") or ""
     if part.get("finish_reason") is not None:
