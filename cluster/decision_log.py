@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -99,13 +100,31 @@ def logged_decision(fields: Mapping[str, Any]) -> LoggedDecision:
         raise ValueError(f"{where}: {first['msg']}") from None
 
 
-def details_of(decision: LoggedDecision) -> str:
-    return decision.model_dump_json(include=DETAILS)
+class DecisionRow(NamedTuple):
+    """A decision as the store keeps it. Flat, unlike what it is made of: a batch of nested ones makes the
+    interpreter look for garbage for longer than the database takes to write them."""
+
+    request_id: str
+    tenant: str
+    key_id: str
+    at_ms: int
+    policy: str
+    reason: str
+    target: str
+    probability: float
+    details: str
 
 
-def decision_with(columns: Mapping[str, Any], details: str) -> LoggedDecision:
-    """From a row."""
-    return LoggedDecision.model_validate({**columns, **orjson.loads(details)})
+_columns_of = attrgetter(*DecisionRow._fields[:-1])
+
+
+def row_of(decision: LoggedDecision) -> DecisionRow:
+    return DecisionRow(*_columns_of(decision), decision.model_dump_json(include=DETAILS))
+
+
+def decision_of(row: DecisionRow) -> LoggedDecision:
+    columns = row._asdict()
+    return LoggedDecision.model_validate(columns | orjson.loads(columns.pop("details")))
 
 
 class OutcomeSource(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.decision_log import LoggedDecision, logged_decision
+from cluster.decision_log import DecisionRow, LoggedDecision, logged_decision, row_of
 from tests.builders import NOON_MS
 
 
@@ -38,3 +38,7 @@ def decision_fields(request_id: str = "request", **changes: Any) -> dict[str, An
 
 def logged(request_id: str = "request", **changes: Any) -> LoggedDecision:
     return logged_decision(decision_fields(request_id, **changes))
+
+
+def decision_row(request_id: str = "request", **changes: Any) -> DecisionRow:
+    return row_of(logged(request_id, **changes))

@@ -7,6 +7,7 @@ judge; `python` comes after them, because it leaves the process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, TypeAlias
 
@@ -94,6 +95,11 @@ VerifierConfig: TypeAlias = Annotated[
     | PythonVerifierConfig,
     Field(discriminator="kind"),
 ]
+
+
+def drafts_of(configs: Sequence[VerifierConfig]) -> int:
+    """How many drafts of a call they judge."""
+    return max((each.drafts for each in configs if isinstance(each, AgreementVerifierConfig)), default=1)
 
 
 def _each_once(configs: list[VerifierConfig]) -> list[VerifierConfig]:

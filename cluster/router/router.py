@@ -16,10 +16,10 @@ from dataclasses import replace
 
 from cluster.config import AUTO, ClusterConfig
 from cluster.config.policies import CascadeConfig
+from cluster.config.verifiers import drafts_of
 from cluster.errors import ContextLengthExceeded, InvalidRequest, UnknownModel
 from cluster.router.policies.policy import Choice, RoutingPolicy
 from cluster.router.policies.registry import Policies
-from cluster.router.verifiers.verification import Verification
 from cluster.router.view import FleetView, PoolView
 from cluster.types import Candidate, Cascade, Considered, Decision, RequestFeatures, RequestKind
 
@@ -48,7 +48,7 @@ class Router:
         """Raises ConfigError for files of policies that cannot be used."""
         view = FleetView.of(config)
         drafts = {
-            name: Verification.of(policy.verify).drafts
+            name: drafts_of(policy.verify)
             for name, policy in config.router.policies.items()
             if isinstance(policy, CascadeConfig)
         }

@@ -11,7 +11,7 @@ from sqlalchemy import Table, delete, select
 from sqlalchemy.engine import Connection, Engine, RowMapping
 
 from cluster.clock import DAY_MS, Clock, SystemClock
-from cluster.decision_log import LoggedDecision, Outcome, OutcomeSource, decision_with, details_of
+from cluster.decision_log import DecisionRow, LoggedDecision, Outcome, OutcomeSource, decision_of
 from cluster.store.schema import decisions, outcomes
 from cluster.store.statements import insert_into, insert_rows
 from cluster.store.transactions import reading, writing
@@ -23,7 +23,6 @@ ROWS_PER_DELETE = 5_000
 
 ROWS_PER_FETCH = 1_000
 
-_COLUMNS = tuple(column.name for column in decisions.c if column.name != "details")
 _OUTCOME_COLUMNS = tuple(column.name for column in outcomes.c)
 
 
@@ -38,12 +37,11 @@ class DecisionLog:
         self._retention_ms = retention_days * DAY_MS
         self._delete_at_ms = 0
 
-    def append(self, batch: Iterable[LoggedDecision]) -> None:
+    def append(self, batch: Iterable[DecisionRow]) -> None:
         """One transaction. The first decision of a request stays, whoever writes it again."""
-        ordered = sorted(batch, key=lambda each: each.request_id)  # two writers cannot deadlock
-        rows = [(*(getattr(each, name) for name in _COLUMNS), details_of(each)) for each in ordered]
+        ordered = sorted(batch)  # by their ids: two writers cannot deadlock
         with writing(self._engine) as connection:
-            insert_rows(connection, decisions, (*_COLUMNS, "details"), rows)
+            insert_rows(connection, decisions, DecisionRow._fields, ordered)
             self._delete_some(connection)
 
     def put_outcomes(self, batch: Sequence[Outcome]) -> None:
@@ -139,7 +137,7 @@ def _put(connection: Connection, batch: Sequence[Outcome]) -> None:
 
 
 def _decision(row: RowMapping) -> LoggedDecision:
-    return decision_with({name: row[name] for name in _COLUMNS}, row["details"])
+    return decision_of(DecisionRow(*(row[name] for name in DecisionRow._fields)))
 
 
 def _outcome(row: RowMapping, prefix: str = "") -> Outcome | None:

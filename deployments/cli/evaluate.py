@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from deployments.cli.eval_agents import agents
 from deployments.cli.tables import print_table
 
 FILE = click.Path(exists=True, path_type=Path)
@@ -175,3 +176,6 @@ def _print_scope(report: dict[str, Any]) -> None:
         for name, each in report["systems"].items()
     ]
     print_table(("system", "in-scope accuracy", "95 %", "out-of-scope recall", "95 %", "threshold"), rows)
+
+
+evaluation.add_command(agents)

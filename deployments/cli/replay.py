@@ -98,8 +98,8 @@ def _print(report: dict[str, Any]) -> None:
         f"policy {report['policy']}: {report['n']} calls with an outcome, {report['without_outcome']} without"
     )
     click.echo(
-        f"{report['matched']} on which both agree, effective sample size {report['effective_sample_size']:.0f}, "
-        f"{report['asked_for']} left out that asked for a model"
+        f"{report['matched']} on which both agree, {report['asked_for']} left out that asked for a model, "
+        f"effective sample size {report['effective_sample_size']:.0f}"
     )
     logged = report["logged"]
     rows = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from cluster.decision_log import LoggedDecision, logged_decision
+from cluster.decision_log import DecisionRow, logged_decision, row_of
 from cluster.errors import StoreUnavailable
 from cluster.ledger import Ledger, LedgerEntry
 from cluster.store.decisions import DecisionLog
@@ -45,7 +46,7 @@ class LedgerBooker:
 
     def book(self, spans: Sequence[Span]) -> Booked:
         entries: list[LedgerEntry] = []
-        decisions: list[dict[str, Any]] = []
+        decisions = _Decisions()
         damaged = 0
         reached = spans[-1].end_position
         for read, (position, record) in enumerate(records_in(spans), start=1):
@@ -53,39 +54,43 @@ class LedgerBooker:
                 damaged += 1
             else:
                 entries += _entries_of(record)
-                if (decision := record.get("decision")) is not None:
-                    decisions.append(decision)
+                decisions.add(record)
             if read == BATCH:
                 reached = position
                 break
         if entries:
             self._ledger.append(entries)
-        if decisions:
-            self._log(decisions)
+        decisions.write(self._decision_log)
         return Booked(reached, damaged)
 
     def close(self) -> None: ...
 
-    def _log(self, fields_of_each: Sequence[dict[str, Any]]) -> None:
-        decisions: list[LoggedDecision] = []
-        problem: Exception | None = None
-        for fields in fields_of_each:
-            try:
-                decisions.append(logged_decision(fields))
-            except ValueError as error:
-                problem = error
+
+@dataclass(slots=True)
+class _Decisions:
+    """Of a batch. Neither method raises: what cannot be kept is told of, and lost."""
+
+    rows: list[DecisionRow] = field(default_factory=list)
+    lost: int = 0
+    problem: Exception | None = None
+
+    def add(self, record: dict[str, Any]) -> None:
+        decision = record.get("decision")
+        if decision is None:  # a call that `reap` charged, or one that no model ran for
+            return
         try:
-            self._decision_log.append(decisions)
+            self.rows.append(row_of(logged_decision(decision)))
+        except ValueError as error:
+            self.lost, self.problem = self.lost + 1, error
+
+    def write(self, log: DecisionLog) -> None:
+        try:
+            if self.rows:
+                log.append(self.rows)
         except StoreUnavailable as error:
-            decisions, problem = [], error
-        lost = len(fields_of_each) - len(decisions)
-        if lost:
-            logger.error(
-                "%d of %d decisions are not in the decision log, the last because: %s",
-                lost,
-                len(fields_of_each),
-                problem,
-            )
+            self.lost, self.problem = self.lost + len(self.rows), error
+        if self.lost:
+            logger.error("%d decisions cannot be kept, the last because: %s", self.lost, self.problem)
 
 
 def _entries_of(record: dict[str, Any]) -> list[LedgerEntry]:

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.engine import Engine
 
 from cluster.clock import DAY_MS, ManualClock
-from cluster.decision_log import Outcome, OutcomeSource, best_outcome
+from cluster.decision_log import Outcome, OutcomeSource, best_outcome, row_of
 from cluster.errors import StoreUnavailable
 from cluster.store import decisions as store_decisions
 from cluster.store import open_store
@@ -17,7 +17,7 @@ from cluster.store.decisions import DecisionLog
 from cluster.store.schema import decisions as decisions_table
 from cluster.store.schema import outcomes as outcomes_table
 from tests.builders import NOON_MS
-from tests.decisions import logged
+from tests.decisions import decision_row, logged
 from tests.processes import at_once
 
 FEEDBACK, GOLD, VERIFIER = OutcomeSource.FEEDBACK, OutcomeSource.GOLD, OutcomeSource.VERIFIER
@@ -41,7 +41,7 @@ def rows(engine: Engine, table: Any = decisions_table) -> int:
 def test_a_decision_comes_back_as_it_was(log: DecisionLog) -> None:
     decision = logged(reason="rule:\U0001f600", probability=1 / 3)
 
-    log.append([decision])
+    log.append([row_of(decision)])
 
     assert log.find("request") == decision
     assert log.tenant_of("request") == "acme"
@@ -49,14 +49,14 @@ def test_a_decision_comes_back_as_it_was(log: DecisionLog) -> None:
 
 
 def test_the_first_decision_of_a_request_stays(log: DecisionLog, engine: Engine) -> None:
-    log.append([logged(), logged()])
-    log.append([logged(tenant="other"), logged("second")])
+    log.append([decision_row(), decision_row()])
+    log.append([decision_row(tenant="other"), decision_row("second")])
 
     assert (log.tenant_of("request"), rows(engine)) == ("acme", 2)
 
 
 def test_many_in_one_batch(log: DecisionLog, engine: Engine) -> None:
-    batch = [logged(f"r{number}") for number in range(1201)]
+    batch = [decision_row(f"r{number}") for number in range(1201)]
 
     log.append(batch)
     log.append(batch)
@@ -95,7 +95,7 @@ def test_feedback_of_the_same_millisecond_replaces(log: DecisionLog) -> None:
 
 
 def test_the_newest_decisions_with_what_came_of_them(log: DecisionLog) -> None:
-    log.append([logged(f"r{number}", at_ms=NOON_MS + number) for number in range(5)])
+    log.append([decision_row(f"r{number}", at_ms=NOON_MS + number) for number in range(5)])
     outcomes = [
         Outcome("r4", FEEDBACK, 1.0, None, NOON_MS),
         Outcome("r4", VERIFIER, 0.0, "refused", NOON_MS),
@@ -115,14 +115,14 @@ def test_old_rows_are_deleted_by_who_writes_in_portions(
     log: DecisionLog, engine: Engine, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_decisions, "ROWS_PER_DELETE", 4)
-    log.append([logged(f"old{number}") for number in range(6)])
+    log.append([decision_row(f"old{number}") for number in range(6)])
     log.put_outcomes([Outcome("old1", FEEDBACK, 1.0, None, NOON_MS)])
     clock.advance(30 * DAY_MS)
-    log.append([logged("now", at_ms=clock.now_ms())])
+    log.append([decision_row("now", at_ms=clock.now_ms())])
     assert rows(engine) == 7, "to the millisecond 30 days old"
 
     clock.advance(store_decisions.DELETE_PERIOD_MS)
-    log.append([logged("new", at_ms=clock.now_ms())])
+    log.append([decision_row("new", at_ms=clock.now_ms())])
     assert rows(engine) == 4
     log.append([])
     assert rows(engine) == 2, "the rest, at the next write"
@@ -135,7 +135,7 @@ def test_between_two_looks_for_old_rows_nothing_is_asked(
 ) -> None:
     log.append([])
     clock.advance(store_decisions.DELETE_PERIOD_MS - 1)
-    log.append([logged(at_ms=0)])
+    log.append([decision_row(at_ms=0)])
     assert rows(engine) == 1
 
     clock.advance(1)
@@ -147,8 +147,10 @@ def write(url: str, seed: int) -> None:
     engine = open_store(url)
     log = DecisionLog(engine, ManualClock(NOON_MS + 31 * DAY_MS))
     for start in range(0, 400, 50):
-        old = [logged(f"old-{number}") for number in range(start, start + 50)]
-        new = [logged(f"new-{number}", at_ms=NOON_MS + 31 * DAY_MS) for number in range(start, start + 50)]
+        old = [decision_row(f"old-{number}") for number in range(start, start + 50)]
+        new = [
+            decision_row(f"new-{number}", at_ms=NOON_MS + 31 * DAY_MS) for number in range(start, start + 50)
+        ]
         log.append(old + new if seed % 2 else new + old)
         log.put_outcomes([Outcome(f"new-{start}", FEEDBACK, seed / 10, None, NOON_MS + 31 * DAY_MS + seed)])
     engine.dispose()
@@ -168,4 +170,4 @@ def test_a_log_that_cannot_be_written_is_store_unavailable(empty_store_url: str)
         decisions_table.drop(connection)
 
     with pytest.raises(StoreUnavailable):
-        DecisionLog(engine).append([logged()])
+        DecisionLog(engine).append([decision_row()])

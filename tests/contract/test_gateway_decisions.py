@@ -76,8 +76,6 @@ async def test_feedback_right_after_the_call(gateway: GatewayUnderTest, log: Dec
     headers, _ = await call(gateway)
     request_id = headers["x-sprat-request-id"]
 
-    status, kept = await gateway.ask({}, path="/models")
-    assert status == 405, "the routes that were there before"
     async with gateway.session.post(
         f"{gateway.url}/feedback",
         json={"request_id": request_id, "score": 0.25, "label": "half"},

@@ -95,7 +95,7 @@ def test_a_damaged_decision_costs_itself_alone(
 
     assert Ledger(engine).find(["a", "b"]).keys() == {"a", "b"}
     assert DecisionLog(engine).find("b") == logged("b")
-    assert f"1 of 2 decisions are not in the decision log, the last because: {words}" in caplog.text
+    assert f"1 decisions cannot be kept, the last because: {words}" in caplog.text
 
 
 def test_a_log_that_cannot_be_written_does_not_hold_up_money(
@@ -108,7 +108,7 @@ def test_a_log_that_cannot_be_written_does_not_hold_up_money(
         book(journal, engine, record("a", decision_fields("a")))
 
     assert Ledger(engine).find(["a"]).keys() == {"a"}
-    assert "1 of 1 decisions are not in the decision log" in caplog.text
+    assert "1 decisions cannot be kept" in caplog.text
 
 
 def test_what_a_newer_gateway_adds_is_left_out(journal: Journal, engine: Engine) -> None:

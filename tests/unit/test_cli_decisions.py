@@ -18,7 +18,7 @@ from cluster.store.decisions import DecisionLog
 from deployments.state_folder import StateFolder
 from tests.builders import ledger_entry
 from tests.configs import simulated
-from tests.decisions import logged
+from tests.decisions import decision_row
 from tests.unit.conftest import Finished, Sprat
 
 NOW_MS = SystemClock().now_ms()
@@ -32,7 +32,7 @@ class Store:
         self.ledger = Ledger(self.engine)
 
     def log(self, request_id: str, score: float | None = None, **changes: Any) -> None:
-        self.decisions.append([logged(request_id, **({"at_ms": NOW_MS} | changes))])
+        self.decisions.append([decision_row(request_id, **({"at_ms": NOW_MS} | changes))])
         if score is not None:
             self.decisions.put_outcomes([Outcome(request_id, OutcomeSource.FEEDBACK, score, None, NOW_MS)])
 

@@ -25,7 +25,7 @@ from deployments.gateway.feedback import Feedback, UnknownCall
 from deployments.gateway.pages import pages
 from deployments.gateway.tasks import end_task
 from tests.builders import NOON_MS
-from tests.decisions import logged
+from tests.decisions import decision_row
 
 OURS = "req-" + "a" * 24
 THEIRS = "req-" + "b" * 24
@@ -42,7 +42,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 @pytest.fixture
 def log(engine: Engine) -> DecisionLog:
     made = DecisionLog(engine, ManualClock(NOON_MS))
-    made.append([logged(OURS), logged(THEIRS, tenant="other")])
+    made.append([decision_row(OURS), decision_row(THEIRS, tenant="other")])
     return made
 
 
@@ -150,7 +150,7 @@ async def test_a_call_that_is_on_its_way_is_waited_for(log: DecisionLog) -> None
     await asyncio.sleep(0.1)
     assert not giving.done()
 
-    log.append([logged(NOBODYS)])
+    log.append([decision_row(NOBODYS)])
 
     async with asyncio.timeout(10):
         assert (await giving)["request_id"] == NOBODYS
@@ -196,7 +196,7 @@ async def test_only_so_many_may_wait(log: DecisionLog, monkeypatch: pytest.Monke
     await patient.give("acme", body())
 
     await end_task(waiting)
-    log.append([logged(NOBODYS)])
+    log.append([decision_row(NOBODYS)])
     await patient.give("acme", body(request_id=NOBODYS))
 
 

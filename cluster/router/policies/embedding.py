@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
-from cluster.router.embedding.topics import TopicModel
 from cluster.router.policies.policy import Choice, RoutingPolicy
 from cluster.types import RequestFeatures
 
 OUT_OF_SCOPE = "out_of_scope"
 
 
+class Topics(Protocol):
+    """`TopicModel` as seen from here."""
+
+    def nearest(self, text: str) -> tuple[str | None, float]:
+        """Topic, or None for what is out of scope, and its score."""
+
+
 class EmbeddingPolicy:
     def __init__(
         self,
         name: str,
-        topics: TopicModel,
+        topics: Topics,
         targets: Mapping[str, str],
         otherwise: RoutingPolicy,
     ) -> None:

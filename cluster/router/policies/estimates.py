@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from cluster.router.correctness import CorrectnessModel
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster.router.view import FleetView
 from cluster.types import Considered, RequestFeatures
 
@@ -16,10 +18,20 @@ class SuccessEstimator(Protocol):
     def p_success(self, features: RequestFeatures) -> Sequence[float]: ...
 
 
+class ProbabilityModel(Protocol):
+    """`CorrectnessModel` as seen from here."""
+
+    @property
+    def models(self) -> Sequence[str]: ...
+
+    def probabilities(self, prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Shape (prompts, models)."""
+
+
 class LearnedEstimator:
     """From the text of the call, by a model learned from labels."""
 
-    def __init__(self, model: CorrectnessModel, columns: Sequence[str]) -> None:
+    def __init__(self, model: ProbabilityModel, columns: Sequence[str]) -> None:
         """`columns` are models of the file, one per target."""
         self._model = model
         self._at = [model.models.index(column) for column in columns]

@@ -1,10 +1,12 @@
-"""From the router's section of the YAML to its policy. Files of policies are read here, once."""
+"""From the router's section of the YAML to its policy. Files of policies are read here, once; what reads them
+is imported when it is needed: scipy takes half a second and 40 MB."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,8 +26,6 @@ from cluster.config.policies import (
 )
 from cluster.cost import MICRO_USD_PER_USD
 from cluster.errors import ConfigError
-from cluster.router.correctness import CorrectnessModel
-from cluster.router.embedding.topics import TopicModel
 from cluster.router.policies.baselines import AlwaysPolicy, PromptLengthPolicy, RandomPolicy
 from cluster.router.policies.budget import (
     BudgetPolicy,
@@ -41,6 +41,9 @@ from cluster.router.policies.policy import RoutingPolicy
 from cluster.router.policies.rules import RulesPolicy
 from cluster.router.view import FleetView
 from cluster.types import RequestFeatures
+
+if TYPE_CHECKING:
+    from cluster.router.correctness import CorrectnessModel
 
 TYPICAL_CALL = RequestFeatures(
     model="", prompt_tokens_estimate=1000, longest_prompt_tokens=1000, max_tokens=200
@@ -112,6 +115,8 @@ class Policies:
             case BudgetConfig():
                 return self._budget(name, config)
             case EmbeddingConfig():
+                from cluster.router.embedding.topics import TopicModel
+
                 topics = TopicModel.load(Path(config.topics))
                 _check_known("topic", config.targets, topics.topics, config.topics)
                 return EmbeddingPolicy(name, topics, config.targets, self.named(config.otherwise))
@@ -137,6 +142,8 @@ class Policies:
         return LearnedEstimator(self._model(config), list(config.targets))
 
     def _model(self, config: LearnedConfig | BudgetConfig) -> CorrectnessModel:
+        from cluster.router.correctness import CorrectnessModel
+
         model = self._models.get(config.model)
         if model is None:
             model = self._models[config.model] = CorrectnessModel.load(Path(config.model))

@@ -55,7 +55,8 @@ class NotJudged(Exception):
 
 
 class Budget:
-    """Of processor time, from now on. A look at the clock costs 0.9 us, a keyword about 4, so not every one looks."""
+    """Of processor time, from now on. A look at the clock costs 0.9 us, a keyword about 4: not each one
+    looks."""
 
     __slots__ = ("_keywords", "_until_s")
 

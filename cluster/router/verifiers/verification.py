@@ -13,6 +13,7 @@ from cluster.config.verifiers import (
     SchemaVerifierConfig,
     ToolsVerifierConfig,
     VerifierConfig,
+    drafts_of,
 )
 from cluster.router.verifiers.agreement import AgreementVerifier
 from cluster.router.verifiers.confidence import ConfidenceVerifier
@@ -40,7 +41,7 @@ class Verification:
         """Those of kind `python` are left out: they are not pure, the gateway asks them afterwards."""
         return cls(
             [_verifier(config) for config in configs if not isinstance(config, PythonVerifierConfig)],
-            max((each.drafts for each in configs if isinstance(each, AgreementVerifierConfig)), default=1),
+            drafts_of(configs),
         )
 
     def judge(self, draft: Draft, expected: Expected) -> Verdict:
