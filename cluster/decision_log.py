@@ -119,7 +119,7 @@ _columns_of = attrgetter(*DecisionRow._fields[:-1])
 
 
 def row_of(decision: LoggedDecision) -> DecisionRow:
-    return DecisionRow(*_columns_of(decision), decision.model_dump_json(include=DETAILS))
+    return DecisionRow._make((*_columns_of(decision), decision.model_dump_json(include=DETAILS)))
 
 
 def decision_of(row: DecisionRow) -> LoggedDecision:

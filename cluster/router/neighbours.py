@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 Floats = NDArray[np.float32]
 
 NEAREST = 100
-COMMON_SHARE = 0.05
+COMMON_SHARE = 0.02
 """A feature in more than this share of the training prompts is common,"""
 COMMON_AT_LEAST = 500
 """and in more than this number of them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from typing import Any
 import click
 
 from cluster.clock import DAY_MS, SystemClock
-from cluster.config import ClusterConfig, load_config
+from cluster.config import ClusterConfig
 from cluster.config.policies import BUILT_IN
 from cluster.decision_log import LoggedDecision, best_outcome
 from cluster.router.view import FleetView
 from cluster.store.decisions import RETENTION_DAYS, DecisionLog
+from deployments.cli.running_config import running_config
 from deployments.cli.store import opened_store
 from deployments.cli.tables import print_table
-from deployments.cli.up import EXAMPLE
 from deployments.state_folder import StateFolder
 
 NEWEST = 100_000
@@ -56,25 +55,18 @@ def replay(
     from cluster.router.evaluation.logged_policy import LoggedPolicy
     from cluster.router.evaluation.off_policy import replay as replay_log
 
-    config = _config(state, config_path)
+    config = running_config(state, config_path)
     view = FleetView.of(config)
     _check_known(name, config, view)
     policy = LoggedPolicy(name, config.router, view)
     since_ms = SystemClock().now_ms() - round(since_days * DAY_MS)
     with opened_store(state) as store:
-        report = replay_log(_judged(store.decisions, since_ms, newest), policy, seed=seed)
+        report = replay_log(judged_decisions(store.decisions, since_ms, newest), policy, seed=seed)
     report |= {"since_days": since_days, "seed": seed}
     if as_json:
         click.echo(json.dumps(report))
     else:
         _print(report)
-
-
-def _config(state: StateFolder, path: Path | None) -> ClusterConfig:
-    running = state.read_supervisor() or {}
-    if path is None and "running" in running:
-        return ClusterConfig.model_validate(running["running"])
-    return load_config(path or EXAMPLE, os.environ)
 
 
 def _check_known(name: str, config: ClusterConfig, view: FleetView) -> None:
@@ -87,7 +79,9 @@ def _check_known(name: str, config: ClusterConfig, view: FleetView) -> None:
         )
 
 
-def _judged(log: DecisionLog, since_ms: int, newest: int) -> Iterator[tuple[LoggedDecision, float | None]]:
+def judged_decisions(
+    log: DecisionLog, since_ms: int, newest: int
+) -> Iterator[tuple[LoggedDecision, float | None]]:
     for decision, outcomes in log.newest(since_ms, newest):
         best = best_outcome(outcomes)
         yield decision, None if best is None else best.score

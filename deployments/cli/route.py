@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import click
 
-from cluster.config import ClusterConfig, load_config
+from cluster.config import ClusterConfig
 from cluster.cost import node_seconds, usd
 from cluster.errors import InvalidRequest, UnknownModel
 from cluster.router.router import Router
 from cluster.types import Candidate, Decision, RequestFeatures
-from deployments.cli.up import EXAMPLE
+from deployments.cli.running_config import running_config
 from deployments.gateway.cascade import without_drafts
 from deployments.gateway.endpoints.all_endpoints import ENDPOINTS
 from deployments.state_folder import StateFolder
@@ -52,11 +51,7 @@ def route(
 ) -> None:
     """Print the routing decision for a request BODY (JSON, or - for standard input)."""
     raw = (sys.stdin.read() if body == "-" else body).encode("utf-8", "replace")
-    running = state.read_supervisor() or {}
-    if config_path is None and "running" in running:
-        config = ClusterConfig.model_validate(running["running"])
-    else:
-        config = load_config(config_path or EXAMPLE, os.environ)
+    config = running_config(state, config_path)
     chat = b'"messages"' in raw
     endpoint = ENDPOINTS[path or ("/v1/chat/completions" if chat else "/v1/completions")]
     try:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cluster.config.policies import BudgetConfig, LearnedConfig
 from deployments.cli.evaluate import FILE, ManyFiles, label_files
+from deployments.cli.replay import NEWEST, judged_decisions
+from deployments.cli.running_config import running_config
+from deployments.cli.store import opened_store
+from deployments.state_folder import StateFolder
 
 OUT = click.Path(dir_okay=False, path_type=Path)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -91,6 +97,42 @@ def topics(*, examples: tuple[Path, ...], out: Path, seed: int, as_json: bool) -
         },
         as_json=as_json,
     )
+
+
+@router.command()
+@click.option("--policy", "name", required=True, help="A policy of kind learned or budget, as in the YAML.")
+@click.option("--out", type=OUT, required=True, help="The corrected model, a .npz file.")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="YAML; default: the running cluster's."
+)
+@click.option("--newest", type=click.IntRange(1), default=NEWEST, show_default=True, help="Calls at most.")
+@AS_JSON
+@click.pass_obj
+def recalibrate(
+    state: StateFolder, *, name: str, out: Path, config_path: Path | None, newest: int, as_json: bool
+) -> None:
+    """Correct P(success) of a learned model by what came of the calls: feedback, gold labels, verifiers."""
+    from cluster.router.correctness import CorrectnessModel
+    from cluster.router.recalibration import FEWEST, corrected, fit_correction, observed_on
+
+    policy = running_config(state, config_path).router.policies.get(name)
+    if not isinstance(policy, LearnedConfig | BudgetConfig):
+        raise click.UsageError(f"{name!r} is no policy of kind learned or budget in this YAML.")
+    with opened_store(state) as store:
+        log = list(judged_decisions(store.decisions, 0, newest))
+    corrections, report = {}, {}
+    for column, target in policy.targets.items():
+        observed = observed_on(target, log)
+        _progress(f"{target}: {len(observed)} calls with an estimate and an outcome")
+        if len(observed) < FEWEST:
+            report[column] = {"outcomes": len(observed), "corrected": False}
+            continue
+        corrections[column] = fit_correction(observed)
+        report[column] = {"outcomes": len(observed), "corrected": True, **asdict(corrections[column])}
+    if not corrections:
+        raise click.UsageError(f"No target has {FEWEST} calls with an estimate and an outcome yet.")
+    corrected(CorrectnessModel.load(Path(policy.model)), corrections).save(out)
+    _tell({"out": str(out), "models": report}, as_json=as_json)
 
 
 @router.command()

@@ -8,7 +8,7 @@ install beside the transformers that vLLM needs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def distil(folder: Path, *, on_tokens: Callable[[int, int], None], dims: int = D
 
 
 def token_vectors(
-    folder: Path, tokenizer: Tokenizer, tokens: range, *, on_tokens: Callable[[int, int], None]
+    folder: Path, tokenizer: Tokenizer, tokens: Sequence[int], *, on_tokens: Callable[[int, int], None]
 ) -> Vectors:
     """Mean of the encoder's last layer over a text of this one token, shape (tokens, hidden)."""
     import torch

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import jsonschema
 import orjson
 import pytest
 from sqlalchemy.engine import Engine
@@ -22,6 +23,7 @@ from cluster.store.decisions import DecisionLog
 from cluster.store.schema import decisions as decisions_table
 from deployments.gateway import feedback as feedback_module
 from deployments.gateway.feedback import Feedback, UnknownCall
+from deployments.gateway.openapi import openapi
 from deployments.gateway.pages import pages
 from deployments.gateway.tasks import end_task
 from tests.builders import NOON_MS
@@ -198,6 +200,16 @@ async def test_only_so_many_may_wait(log: DecisionLog, monkeypatch: pytest.Monke
     await end_task(waiting)
     log.append([decision_row(NOBODYS)])
     await patient.give("acme", body(request_id=NOBODYS))
+
+
+def test_the_description_takes_what_is_taken() -> None:
+    path = openapi({}, "1")["paths"]["/v1/feedback"]["post"]
+    schema = path["requestBody"]["content"]["application/json"]["schema"]
+    validator = jsonschema.Draft202012Validator(schema)
+
+    assert list(validator.iter_errors({"request_id": OURS, "score": 1, "label": None})) == []
+    for wrong in ({"score": 2}, {"score": True}, {"label": ""}, {"label": "x" * 257}, {"more": 1}):
+        assert list(validator.iter_errors({"request_id": OURS, "score": 1} | wrong)), wrong
 
 
 # As a page.

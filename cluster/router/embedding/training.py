@@ -8,9 +8,9 @@ keeps texts like them away from the topics. Ten passes over 15,000 examples take
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import cos, pi
+from math import ceil, cos, pi
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +22,17 @@ from cluster.router.embedding.static import StaticEmbedder
 from cluster.router.embedding.topics import Floats, Numbers, TopicModel, pairs_of
 from cluster.router.folds import part_of_rows
 
-EPOCHS = 10
+PASSES = 10
 BATCH = 256
+FEWEST_STEPS = 150
+"""Few examples are passed more often."""
 SHARPNESS = 16.0
 """Of the softmax over cosines, which are between -1 and 1."""
-SMOOTHING = 0.05
+SMOOTHED = 1 / 3000
+"""Share of each other topic in what an example is to say, so that a cosine is best half a unit above the
+others': exp(-SHARPNESS / 2)."""
+SMOOTHED_AT_MOST = 0.05
+"""Of all topics together."""
 DROPPED_FEATURES = 0.1
 DROPPED_DIMS = 0.2
 
@@ -38,6 +44,7 @@ DECAY_1, DECAY_2, TINY = 0.9, 0.999, 1e-8
 
 PAIR_SEEN = 2
 """Pairs in fewer examples have no vector."""
+TOLD_EVERY = 100
 LOSS = 0.015
 """Of accuracy in scope that the rejection of unknown work may cost."""
 FOLDS = 4
@@ -129,11 +136,11 @@ def _tuned(embedder: StaticEmbedder, examples: Examples, seed: int, tell: Tell) 
 
     generator = np.random.default_rng(seed)
     of_rows, of_directions = _Adam(rows), _Adam(directions)
-    batches = -(-len(tokens) // BATCH) * EPOCHS
-    for step, batch in enumerate(_batches(len(tokens), generator)):
-        if step % (batches // EPOCHS) == 0:
-            tell(f"tuning: pass {step // (batches // EPOCHS) + 1} of {EPOCHS}")
-        pace = (1 + cos(pi * step / batches)) / 2
+    batches = _batches(len(tokens), generator)
+    for step, batch in enumerate(batches):
+        if step % TOLD_EVERY == 0:
+            tell(f"tuning: step {step} of {len(batches)}")
+        pace = (1 + cos(pi * step / len(batches))) / 2
         found = _drop(matrix[batch], generator)
         touched, columns = np.unique(found.indices, return_inverse=True)
         found = csr_array((found.data, columns, found.indptr), shape=(len(batch), len(touched)))
@@ -186,8 +193,10 @@ def _targets(of_examples: Sequence[str | None], topics: Sequence[str]) -> Floats
     last column of their own, where there are any."""
     column = {topic: number for number, topic in enumerate((*topics, None))}
     columns = len(topics) + (None in of_examples)
-    found = np.full((len(of_examples), columns), SMOOTHING / columns, dtype=np.float32)
-    found[np.arange(len(of_examples)), [column[topic] for topic in of_examples]] += 1 - SMOOTHING
+    of_others = min(SMOOTHED, SMOOTHED_AT_MOST / columns)
+    found = np.full((len(of_examples), columns), of_others, dtype=np.float32)
+    own = [column[topic] for topic in of_examples]
+    found[np.arange(len(of_examples)), own] = 1 - of_others * (columns - 1)
     return found
 
 
@@ -218,11 +227,11 @@ def _counts(tokens: Sequence[Sequence[int]], used: Numbers, pairs: Numbers) -> c
     return found
 
 
-def _batches(count: int, generator: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    for _ in range(EPOCHS):
-        order = generator.permutation(count)
-        for start in range(0, count, BATCH):
-            yield order[start : start + BATCH]
+def _batches(count: int, generator: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Rows of each step; every row once per pass."""
+    per_pass = ceil(count / BATCH)
+    passes = max(PASSES, ceil(FEWEST_STEPS / per_pass))
+    return [part for _ in range(passes) for part in np.array_split(generator.permutation(count), per_pass)]
 
 
 def _drop(matrix: csr_array, generator: np.random.Generator) -> csr_array:

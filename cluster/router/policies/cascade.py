@@ -30,16 +30,19 @@ class CascadePolicy:
         )
 
     def _verified(self, each: Considered, last: Considered | None) -> Considered:
-        """As an action of the cascade. Verifiers are taken for right: they are what sends a failure up."""
+        """As an action of the cascade. P(success) stays the draft's own; a failure costs what follows it,
+        if the verifiers see it."""
         if each is last:
             return each
-        p_success, expected = each.p_success, each.expected_micro_usd
-        if last is not None and p_success is not None and last.p_success is not None:
-            p_success = 1 - (1 - p_success) * (1 - last.p_success)
+        expected = each.expected_micro_usd
         if last is not None and last.cost_micro_usd is not None and each.cost_micro_usd is not None:
             expected = expected_micro_usd(
                 each.cost_micro_usd, each.p_success or 0.0, last.expected_micro_usd or last.cost_micro_usd
             )
         return Considered(
-            f"{each.action}>{self._escalate_to}", each.probability, p_success, each.cost_micro_usd, expected
+            f"{each.action}>{self._escalate_to}",
+            each.probability,
+            each.p_success,
+            each.cost_micro_usd,
+            expected,
         )
