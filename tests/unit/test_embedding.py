@@ -77,6 +77,16 @@ class TestTopics:
         text = sentences(OTHER, 1, seed=11)[0]
         assert told.nearest(text).score < model.nearest(text).score
 
+    def test_the_order_of_words_can_be_learned(self) -> None:
+        texts = ("train visit", "visit train") * 20
+        ordered = learn_topics(tiny_embedder(), Examples(texts, ("noun", "verb") * 20), seed=0)
+        assert [ordered.nearest(text).topic for text in texts[:2]] == ["noun", "verb"]
+
+    def test_the_same_examples_and_seed_give_the_same(self, model: TopicModel) -> None:
+        again = learn_topics(tiny_embedder(), topic_examples(), seed=0)
+        assert (again.directions == model.directions).all()
+        assert again.threshold == model.threshold
+
     def test_a_validation_part_sets_the_threshold(self) -> None:
         strict = learn_topics(tiny_embedder(), topic_examples(), validation=topic_examples(5, seed=3), seed=0)
         scores = strict.scores(topic_examples(5, seed=3).texts).max(axis=1)

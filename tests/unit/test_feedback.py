@@ -187,19 +187,18 @@ async def test_a_store_that_is_away_is_told_of(feedback: Feedback, engine: Engin
     assert caught.value.retry_after_s
 
 
-async def test_only_so_many_may_wait(log: DecisionLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback_module, "MAX_WAITING", 1)
+async def test_a_tenant_gives_only_so_much_at_once(log: DecisionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedback_module, "MAX_AT_ONCE", 1)
     patient = Feedback(log, wait_s=60, poll_s=0.02)
     waiting = asyncio.create_task(patient.give("acme", body(request_id=NOBODYS)))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.1)
 
     with pytest.raises(RateLimited):
-        await patient.give("acme", body(request_id=NOBODYS))
-    await patient.give("acme", body())
+        await patient.give("acme", body())
+    await patient.give("other", body(request_id=THEIRS))
 
     await end_task(waiting)
-    log.append([decision_row(NOBODYS)])
-    await patient.give("acme", body(request_id=NOBODYS))
+    await patient.give("acme", body())
 
 
 def test_the_description_takes_what_is_taken() -> None:

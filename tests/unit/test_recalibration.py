@@ -85,8 +85,8 @@ def test_a_model_is_corrected_where_it_was_wrong_only() -> None:
     lower = corrected(model, {"small": Correction(-2.0, 1.0)})
 
     before, after = model.probabilities(["sun 5"])[0], lower.probabilities(["sun 5"])[0]
-    assert after[0] == pytest.approx(Correction(-2.0, 1.0)(before[:1])[0])
-    assert after[0] < before[0] - 0.01
+    assert after[0] == pytest.approx(Correction(-2.0, 1.0)(before[:1])[0], abs=0.02)
+    assert after[0] < before[0] - 0.1
     assert after[1] == before[1]
     assert (lower.held_out.probabilities[:, 0] < model.held_out.probabilities[:, 0]).all()
     assert model.probabilities(["sun 5"])[0][0] == before[0], "the old one is untouched"
