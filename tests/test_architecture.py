@@ -182,6 +182,7 @@ FOUNDATION = ("record", "types", "errors", "clock", "keys")
 LINES = (
     FOUNDATION,
     ("sources", "tenants"),
+    ("decision_log",),
     ("config", "store"),
     ("registry", "ledger", "cost", "perf", "metrics"),
     ("router", "scheduler", "placement"),

@@ -54,7 +54,11 @@ def evaluate_scope(
     """The report of `sprat eval scope --json`. Raises ConfigError."""
     tell(f"learning {len(set(labels.train.topics) - {None})} topics from {len(labels.train.texts)} examples")
     model = learn_topics(embedder, labels.train, validation=labels.validation, seed=seed, tell=tell)
-    systems = {"topics": told_by(model), **_baselines(model, seed)}
+    tell("the same without pre-trained vectors")
+    words = learn_topics(
+        _without_meaning(embedder, seed), labels.train, validation=labels.validation, seed=seed, tell=tell
+    )
+    systems = {"topics": told_by(model), "words_only": told_by(words), **_baselines(model, seed)}
     reports = {}
     for name, system in systems.items():
         tell(f"{name}: {len(labels.test.texts)} test utterances")
@@ -79,6 +83,12 @@ def told_by(model: TopicModel) -> System:
         return Told([model.topics[at] for at in scores.argmax(axis=1)], scores.max(axis=1))
 
     return tell
+
+
+def _without_meaning(embedder: StaticEmbedder, seed: int) -> StaticEmbedder:
+    """The same words, with vectors that say nothing of them."""
+    matrix = np.random.default_rng(seed).standard_normal(embedder.matrix.shape, dtype=np.float32)
+    return StaticEmbedder(embedder.tokenizer, matrix)
 
 
 def _baselines(model: TopicModel, seed: int) -> dict[str, System]:
