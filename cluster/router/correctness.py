@@ -92,7 +92,9 @@ class CorrectnessModel:
 
     def raw(self, prompts: Sequence[str]) -> Floats:
         """Uncalibrated, shape (prompts, models): finer than probabilities, so better for ranking."""
-        matrix = _matrix([_features(counts_of(prompt), prompt, self.idf) for prompt in prompts])
+        rows = [_features(counts_of(prompt), prompt, self.idf) for prompt in prompts]
+        # In the types of weights and neighbours: scipy copies what differs, megabytes per call.
+        matrix = _matrix(rows).astype(np.float32)
         near = self.neighbours.outcome(matrix)
         found: Floats = matrix @ self.weights + self.share_of_neighbours * near + self.means
         return found
@@ -137,7 +139,7 @@ class CorrectnessModel:
             for number, ridge in enumerate(RIDGES):
                 views[number, outside] = unseen @ _solve(seen, targets, ridge)
             near = Neighbours.of(seen, targets.astype(np.float32), left_out=LENGTH)
-            views[-1, outside] = near.outcome(unseen)
+            views[-1, outside] = near.outcome(unseen.astype(np.float32))
         shares = _stacked(views, right - centres)
         held_out = np.tensordot(shares, views, 1) + centres
 
@@ -243,7 +245,7 @@ def _solve(matrix: csr_array, targets: Floats, ridge: float) -> Floats:
 
 
 def _matrix(rows: Sequence[Counts]) -> csr_array:
-    starts = np.concatenate(([0], np.cumsum([len(numbers) for numbers, _ in rows])))
-    numbers = np.concatenate([numbers for numbers, _ in rows])
+    starts = np.cumsum([0, *(len(numbers) for numbers, _ in rows)], dtype=np.int32)
+    numbers = np.concatenate([numbers for numbers, _ in rows]).astype(np.int32)
     values = np.concatenate([values for _, values in rows])
     return csr_array((values, numbers, starts), shape=(len(rows), FEATURES))

@@ -15,9 +15,9 @@ from scipy.sparse import csr_array
 Floats = NDArray[np.float32]
 
 NEAREST = 100
-COMMON_SHARE = 0.02
+COMMON_SHARE = 0.01
 """A feature in more than this share of the training prompts is common,"""
-COMMON_AT_LEAST = 500
+COMMON_AT_LEAST = 100
 """and in more than this number of them."""
 
 PRIOR = 0.5

@@ -32,7 +32,7 @@ OPEN_ROUTES = frozenset({"/livez", "/readyz"})
 
 
 def pages(
-    router: Router, admission: Admission, authenticator: Authenticator, feedback: Feedback | None = None
+    router: Router, admission: Admission, authenticator: Authenticator, feedback: Feedback
 ) -> Starlette:
     """The application. Who may see a page was decided before it is asked (`GatewayServer.handle`)."""
     started_s = int(time.time())
@@ -65,8 +65,6 @@ def pages(
         return _json({"state": "Redis does not answer, and every key has a budget"} | known, 503)
 
     async def give_feedback(request: Request) -> Response:
-        if feedback is None:
-            raise UnknownRoute("This gateway takes no feedback.")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise UnsupportedEncoding("Send the body as it is, without Content-Encoding.")
         headers = request.headers

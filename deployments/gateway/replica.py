@@ -22,6 +22,7 @@ from cluster.scheduler.local_admission import LocalAdmission
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.terms import AdmissionTerms
 from cluster.store import KeyStore, open_store
+from cluster.store.decisions import DecisionLog
 from deployments.engine_client import EngineClient
 from deployments.free_port import bound_socket
 from deployments.gateway.admission import Admission
@@ -30,6 +31,7 @@ from deployments.gateway.booking_process import BookingProcess
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.call import CallContext
 from deployments.gateway.cascade import Cascades
+from deployments.gateway.feedback import Feedback
 from deployments.gateway.http.asgi import Application, AsgiFront
 from deployments.gateway.http.limits import HttpLimits
 from deployments.gateway.http.listener import Listener
@@ -127,7 +129,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
         router,
         authenticator,
         IdempotencyKeys(client, scheduler.breaker),
-        pages(router, admission, authenticator),
+        pages(router, admission, authenticator, Feedback(DecisionLog(store))),
         pepper=runtime.pepper,
         request_timeout_s=config.gateway.request_timeout_s,
     )

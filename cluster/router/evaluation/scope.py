@@ -58,7 +58,7 @@ def evaluate_scope(
     words = learn_topics(
         _without_meaning(embedder, seed), labels.train, validation=labels.validation, seed=seed, tell=tell
     )
-    systems = {"topics": told_by(model), "words_only": told_by(words), **_baselines(model, seed)}
+    systems = {"topics": _told_by(model), "words_only": _told_by(words), **_baselines(model, seed)}
     reports = {}
     for name, system in systems.items():
         tell(f"{name}: {len(labels.test.texts)} test utterances")
@@ -77,7 +77,7 @@ def evaluate_scope(
     }
 
 
-def told_by(model: TopicModel) -> System:
+def _told_by(model: TopicModel) -> System:
     def tell(texts: Sequence[str]) -> Told:
         scores = model.scores(texts)
         return Told([model.topics[at] for at in scores.argmax(axis=1)], scores.max(axis=1))
@@ -99,7 +99,7 @@ def _baselines(model: TopicModel, seed: int) -> dict[str, System]:
         "random": lambda texts: generator.random(len(texts), dtype=np.float32),
         "always_in_scope": lambda texts: np.zeros(len(texts), dtype=np.float32),
     }
-    return {name: partial(_with_scores, told_by(model), score) for name, score in scores.items()}
+    return {name: partial(_with_scores, _told_by(model), score) for name, score in scores.items()}
 
 
 def _with_scores(system: System, score: Callable[[Sequence[str]], Floats], texts: Sequence[str]) -> Told:
