@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression, nnls
+from scipy.optimize import nnls
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import lsqr
 
 from cluster.errors import ConfigError
 from cluster.router.array_file import ArrayFile, read_array_file, write_array_file
+from cluster.router.calibration import Calibration
 from cluster.router.folds import part_of_rows
 from cluster.router.neighbours import Neighbours
 from cluster.router.ngrams import SIZE, Counts, counts_of, inverse_document_frequencies, weighted
@@ -45,27 +46,6 @@ LENGTH = SIZE
 FEATURES = SIZE + 1
 TYPICAL_LOG_LENGTH = 6.0
 """So that the length of a usual prompt (400 characters) is about 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Score → share of prompts with that score that were answered correctly: a rising step function, read by
-    interpolation between the middles of its steps (arXiv 1207.1403)."""
-
-    scores: Floats
-    shares: Floats
-
-    @classmethod
-    def of(cls, scores: Floats, right: NDArray[np.bool_]) -> Calibration:
-        order = np.argsort(scores, kind="stable")
-        fitted = isotonic_regression(right[order].astype(float))
-        edges = fitted.blocks
-        middles = [float(scores[order][edges[i] : edges[i + 1]].mean()) for i in range(len(edges) - 1)]
-        shares = fitted.x[edges[:-1]]
-        return cls(np.array(middles), np.clip(shares, 0.005, 0.995))
-
-    def __call__(self, scores: Floats) -> Floats:
-        return np.interp(scores, self.scores, self.shares)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from cluster.decision_log import LoggedDecision
 from cluster.errors import ConfigError
-from cluster.router.correctness import Calibration, CorrectnessModel
+from cluster.router.calibration import Calibration
+from cluster.router.correctness import CorrectnessModel
 
 Floats = NDArray[np.float64]
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from cluster.config import ClusterConfig
 from cluster.config.policies import BUILT_IN
-from cluster.router.correctness import Calibration, CorrectnessModel
+from cluster.router.calibration import Calibration
+from cluster.router.correctness import CorrectnessModel
 from cluster.router.folds import part_of_rows
 from cluster.router.policies.estimates import LoggedEstimator, TargetCosts
 from cluster.router.policies.learned import LearnedPolicy

@@ -18,7 +18,8 @@ from scipy.sparse import csr_array
 
 from cluster.errors import ConfigError
 from cluster.router import ngrams
-from cluster.router.correctness import Calibration, CorrectnessModel
+from cluster.router.calibration import Calibration
+from cluster.router.correctness import CorrectnessModel
 from cluster.router.embedding.topics import TopicModel
 from cluster.router.evaluation.curves import apgr_interval, curve, expected_calibration_error
 from cluster.router.evaluation.labels import read_labels, read_model_labels

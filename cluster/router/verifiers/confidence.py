@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.config.verifiers import ConfidenceVerifierConfig
-from cluster.router.correctness import Calibration
+from cluster.router.calibration import Calibration
 from cluster.router.verifiers.draft import ACCEPTED, Draft, Expected, Verdict, refused
 
 
