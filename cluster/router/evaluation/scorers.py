@@ -54,6 +54,7 @@ class Embedding:
 
     name = "embedding"
     NEAREST = 50
+    AT_ONCE = 256
     _known: NDArray[np.float32]
     _right: Floats
 
@@ -67,9 +68,10 @@ class Embedding:
     def score(self, prompts: tuple[str, ...]) -> Scored:
         nearest = min(self.NEAREST, len(self._known))
         means = np.empty((len(prompts), 2))
-        for row, prompt in enumerate(prompts):
-            likeness = self._known @ self._embedder.embed(prompt)
-            means[row] = self._right[np.argpartition(likeness, -nearest)[-nearest:]].mean(axis=0)
+        for start in range(0, len(prompts), self.AT_ONCE):
+            likeness = self._embedder.embed_all(prompts[start : start + self.AT_ONCE]) @ self._known.T
+            best = np.argpartition(likeness, -nearest, axis=1)[:, -nearest:]
+            means[start : start + len(best)] = self._right[best].mean(axis=1)
         return Scored(means[:, 1] - means[:, 0], means[:, 0])
 
 
