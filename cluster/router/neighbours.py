@@ -20,6 +20,9 @@ COMMON_SHARE = 0.01
 COMMON_AT_LEAST = 100
 """and in more than this number of them."""
 
+MOST = 20_000
+"""Labelled prompts that are kept, evenly from all of them: a decision's time grows with them."""
+
 PRIOR = 0.5
 """Weight of "as on average" beside the neighbours', each of which has the square of its likeness."""
 
@@ -37,6 +40,9 @@ class Neighbours:
     @classmethod
     def of(cls, matrix: csr_array, outcomes: Floats, *, left_out: int) -> Neighbours:
         """`matrix` has shape (training prompts, features); the feature `left_out` is none of a text."""
+        if matrix.shape[0] > MOST:
+            kept_rows = np.linspace(0, matrix.shape[0] - 1, MOST).astype(np.int64)
+            matrix, outcomes = matrix[kept_rows], outcomes[kept_rows]
         rows = matrix.shape[0]
         found = np.bincount(matrix.indices, minlength=matrix.shape[1])
         rare = (found > 1) & (found <= max(COMMON_SHARE * rows, COMMON_AT_LEAST))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from cluster.errors import ConfigError
-from cluster.router import ngrams
+from cluster.router import neighbours, ngrams
 from cluster.router.calibration import Calibration
 from cluster.router.correctness import CorrectnessModel
 from cluster.router.embedding.topics import TopicModel
@@ -376,3 +376,15 @@ def test_real_labels_are_read() -> None:
     lengths = np.array([float(len(prompt)) for prompt in labels.prompts])
     made = curve(lengths, np.array(labels.weak), np.array(labels.strong), seed=0)
     assert made.apgr == pytest.approx(0.586, abs=0.002), "as published for prompt length alone"
+
+
+def test_a_decision_does_not_grow_with_the_labels_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MOST", 40)
+    prompts = [f"{word} {number}" for number in range(60) for word in ("sun", "rain")]
+    right = np.array([[prompt.startswith("sun"), True] for prompt in prompts])
+
+    model = CorrectnessModel.fit(("small", "large"), prompts, right, seed=0)
+
+    assert model.neighbours.outcomes.shape == (40, 2)
+    sun, rain = model.probabilities(["sun 5", "rain 5"])[:, 0]
+    assert sun > rain
