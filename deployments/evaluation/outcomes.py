@@ -66,7 +66,7 @@ def outcome_of(case: Case, answer: Answer, price: Price) -> Outcome:
         mean_logprob=round(fmean(answer.logprobs), 4) if answer.logprobs else None,
         min_logprob=min(answer.logprobs, default=None),
         tool_calls=len(answer.tool_calls),
-        form=FORM.judge(_draft(answer), _expected(case)).reason,
+        form=FORM.judge(draft_of(answer), expected_of(case)).reason,
     )
 
 
@@ -77,11 +77,13 @@ def is_right(case: Case, answer: Answer) -> bool:
     return is_right_call(case.functions, case.expected, answer.tool_calls)
 
 
-def _draft(answer: Answer) -> Draft:
+def draft_of(answer: Answer) -> Draft:
+    """The answer as verifiers see it."""
     return Draft(answer.content, answer.tool_calls, answer.finish_reason, answer.logprobs or None)
 
 
-def _expected(case: Case) -> Expected:
+def expected_of(case: Case) -> Expected:
+    """What the case asks for, as verifiers see it."""
     functions = [tool["function"] for tool in case.body.get("tools", ())]
     answer_format = case.body.get("response_format")
     return Expected(

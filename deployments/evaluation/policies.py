@@ -6,9 +6,8 @@ and how sure is sure enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +37,9 @@ TOLERANCE = 0.05
 TOLERANCES = tuple(map(float, np.linspace(0.0, 1.0, 41)))
 """For its curve: from the likeliest model to the cheapest."""
 
+OF_YAML = "yaml:"
+"""Before the name of a policy of `router.policies`."""
+
 MARGIN = 0.02
 """What the cascade may lose against always asking the large model, on the folds that set its threshold."""
 
@@ -49,10 +51,12 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The cases as the router sees them, with both models' answers."""
+    """The cases as the router sees them, with both models' answers. `accepted`: by cascade of the YAML, the
+    small model's drafts that its verifiers accept."""
 
     features: tuple[RequestFeatures, ...]
     pairs: KeptPairs
+    accepted: Mapping[str, Flags]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +70,18 @@ class Scored:
 def score(asked: Asked, config: ClusterConfig, *, seed: int) -> Scored:
     """Every policy on every case. Raises ConfigError for too few cases to learn from, and for files of
     policies that cannot be used."""
-    fleet = _Fleet.of(config)
+    fleet = _Fleet(FleetView.of(config), asked, fall_back_up=config.router.fall_back_up)
     pairs = asked.pairs
     draws = np.random.default_rng(seed).random(len(pairs))
     named = Policies(config.router, fleet.view).named
+    own = {f"{OF_YAML}{name}": name for name in config.router.policies}
     policies = {
-        name: pairs.routed(_flags(map(partial(fleet.goes_up, named(name)), asked.features, draws)))
-        for name in BUILT_IN
+        shown: fleet.routed([named(name)] * len(pairs), draws)
+        for shown, name in ({name: name for name in BUILT_IN} | own).items()
     }
     chances = _chances_of_success(asked, seed)
     learned = {
-        tolerance: pairs.routed(
-            _flags(map(partial(fleet.learned_goes_up, tolerance), asked.features, chances))
-        )
+        tolerance: fleet.routed([fleet.learned(each, tolerance) for each in chances], draws)
         for tolerance in (TOLERANCE, *TOLERANCES)
     }
     confidences = _confidences(pairs, np.arange(len(pairs)), seed)
@@ -103,25 +106,33 @@ class _Fleet:
     """Asks the gateway's own router."""
 
     view: FleetView
+    asked: Asked
     fall_back_up: bool
 
-    @classmethod
-    def of(cls, config: ClusterConfig) -> _Fleet:
-        return cls(FleetView.of(config), config.router.fall_back_up)
+    def routed(self, policies: Sequence[RoutingPolicy], draws: Floats) -> Routed:
+        """One policy and one draw per case."""
+        drafts = dict.fromkeys(self.asked.accepted, 1)
+        decisions = [
+            Router(self.view, policy, drafts, fall_back_up=self.fall_back_up).route(features, float(draw))
+            for policy, features, draw in zip(policies, self.asked.features, draws, strict=True)
+        ]
+        up = [
+            decision.first.tier == self.view.tiers[-1]
+            if decision.cascade is None
+            else not self.asked.accepted[decision.cascade.policy][row]
+            for row, decision in enumerate(decisions)
+        ]
+        drafted = [decision.cascade is not None for decision in decisions]
+        return self.asked.pairs.routed(np.array(up), drafted=np.array(drafted))
 
-    def goes_up(self, policy: RoutingPolicy, features: RequestFeatures, draw: float) -> bool:
-        decision = Router(self.view, policy, {}, fall_back_up=self.fall_back_up).route(features, draw)
-        return decision.first.tier == self.view.tiers[-1]
-
-    def learned_goes_up(self, tolerance: float, features: RequestFeatures, chances: Floats) -> bool:
-        """`chances`: P(right) of each tier."""
+    def learned(self, chances: Floats, tolerance: float) -> RoutingPolicy:
+        """For one case, whose `chances` of a right answer are known for each tier."""
         tiers = self.view.tiers
         estimator = LoggedEstimator(tiers, dict(zip(tiers, map(float, chances), strict=True)))
         costs = TargetCosts(self.view, tiers)
-        policy = LearnedPolicy(
+        return LearnedPolicy(
             "learned", tiers, estimator, costs, tolerance=tolerance, wrong_answer_micro_usd=0
         )
-        return self.goes_up(policy, features, 0.0)
 
 
 def _chances_of_success(asked: Asked, seed: int) -> Floats:
@@ -190,7 +201,3 @@ def _folds(rows: Rows, seed: int) -> Iterator[tuple[Rows, Rows]]:
     parts = part_of_rows(len(rows), FOLDS, seed=seed)
     for part in range(FOLDS):
         yield rows[parts != part], rows[parts == part]
-
-
-def _flags(found: Iterable[bool]) -> Flags:
-    return np.fromiter(found, dtype=bool)

@@ -8,15 +8,19 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.config import ClusterConfig
+from cluster.config.policies import CascadeConfig
+from cluster.config.verifiers import AgreementVerifierConfig, PythonVerifierConfig
 from cluster.cost import prices
 from cluster.errors import ConfigError
 from cluster.router.features import chat_features
+from cluster.router.verifiers.verification import Verification
 from deployments.bench.machine_facts import machine_facts
 from deployments.evaluation.answers import Answer
 from deployments.evaluation.cases import Case, Suite
-from deployments.evaluation.outcomes import outcome_of
+from deployments.evaluation.outcomes import draft_of, expected_of, outcome_of
 from deployments.evaluation.policies import Asked, score
 from deployments.evaluation.routed import KeptPairs, Routed, differences
 
@@ -56,7 +60,9 @@ def report_on(
     )
     pairs = KeptPairs(small, large)
     features = tuple(chat_features({**case.body, "model": "auto"}) for case in answered)
-    scored = score(Asked(features, pairs), config, seed=seed)
+    drafts = [answers[case.id, tiers[0]] for case in answered]
+    accepted = _accepted(config, answered, drafts)
+    scored = score(Asked(features, pairs, accepted), config, seed=seed)
     facts = machine_facts()
     return {
         "n": len(answered),
@@ -82,6 +88,30 @@ def report_on(
         "curves": {name: _curve(points) for name, points in scored.curves.items()},
         "cases": [asdict(outcome) for pair in zip(small, large, strict=True) for outcome in pair],
     }
+
+
+def _accepted(
+    config: ClusterConfig, cases: Sequence[Case], drafts: Sequence[Answer]
+) -> dict[str, NDArray[np.bool_]]:
+    """By cascade of the YAML. Raises ConfigError for verifiers that look at more than a kept answer."""
+    accepted = {}
+    for name, policy in config.router.policies.items():
+        if not isinstance(policy, CascadeConfig):
+            continue
+        for each in policy.verify:
+            if isinstance(each, AgreementVerifierConfig | PythonVerifierConfig):
+                raise ConfigError(
+                    f"router.policies.{name}: a verifier of kind {each.kind} cannot judge kept answers; "
+                    "name a YAML without it with --config."
+                )
+        verification = Verification.of(policy.verify)
+        accepted[name] = np.array(
+            [
+                verification.judge(draft_of(draft), expected_of(case)).accepted
+                for case, draft in zip(cases, drafts, strict=True)
+            ]
+        )
+    return accepted
 
 
 def _of_suite(suite: Suite, pairs: KeptPairs) -> dict[str, Any]:

@@ -67,17 +67,16 @@ class KeptPairs:
         small, large = self.right.T
         return np.asarray(large & ~small)
 
-    def routed(self, up: Flags, *, drafted: bool = False) -> Routed:
-        """`up`: which calls the large model answers. `drafted`: the small one was asked first there too, and
-        is paid and waited for."""
+    def routed(self, up: Flags, *, drafted: Flags | bool = False) -> Routed:
+        """`up`: which calls the large model answers. `drafted`: where the small one was asked first, to be
+        paid and waited for there too."""
         small_right, large_right = self.right.T
         small_cost, small_ms = _cost_and_latency(self.small)
         large_cost, large_ms = _cost_and_latency(self.large)
-        before = 1.0 if drafted else 0.0
         return Routed(
             right=np.where(up, large_right, small_right),
-            cost_micro_usd=np.where(up, large_cost + before * small_cost, small_cost),
-            latency_ms=np.where(up, large_ms + before * small_ms, small_ms),
+            cost_micro_usd=np.where(up, large_cost, 0) + np.where(~up | drafted, small_cost, 0),
+            latency_ms=np.where(up, large_ms, 0) + np.where(~up | drafted, small_ms, 0),
             on_large=up,
         )
 

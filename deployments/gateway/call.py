@@ -160,7 +160,13 @@ class Call:
                     reply.take_from(answer)
                     await answer.relay(partial(self._pass_on, reader, reply))
                 else:
-                    held = HeldDraft(judge, self.endpoint, self.body, partial(self._write, reply))
+                    held = HeldDraft(
+                        judge,
+                        self.endpoint,
+                        self.body,
+                        write=partial(self._write, reply),
+                        released=partial(reply.take_from, answer),
+                    )
                     await answer.relay(partial(held.feed, reader))
                 if not reader.finished:
                     raise EngineFailed("The engine ended the stream early.")
@@ -185,7 +191,7 @@ class Call:
         self.context.leases.release(self.request_id)
         self._read_usage()
         budgets = request.budget_names
-        if self._usage is NOTHING and not self._drafts:
+        if self._usage is NOTHING and all(draft.usage is NOTHING for draft in self._drafts):
             refunds = self._key_terms().rate_refunds(self._charged_tokens())
             self.context.settling.cancel(
                 SettleRequest(self.request_id, self._pools(), rates=refunds, budgets=budgets, cancelled=True)

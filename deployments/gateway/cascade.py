@@ -65,12 +65,20 @@ class HeldDraft:
     """A streamed draft, held back until it may leave."""
 
     def __init__(
-        self, judge: DraftJudge, endpoint: Endpoint, body: Body, write: Callable[[bytes], None]
+        self,
+        judge: DraftJudge,
+        endpoint: Endpoint,
+        body: Body,
+        write: Callable[[bytes], None],
+        released: Callable[[], None],
     ) -> None:
+        """`released` is told when events pass through from now on: the client may be slower than the
+        engine."""
         self._judge = judge
         self._drafts = drafts_of(endpoint)
         self._body = body
         self._write = write
+        self._released = released
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._is_released = False
@@ -107,6 +115,7 @@ class HeldDraft:
             raise DraftRefusedError(verdict)
         self._is_released = True
         self._held.clear()
+        self._released()
         self._show(events, 0)
 
     def _show(self, events: bytes, chosen: int) -> None:

@@ -544,6 +544,13 @@ class TestPolicies:
         up = cascade["share_on_large"]
         assert cascade["latency_ms"]["mean"] == round((1 - up) * 100 + up * 1100)
 
+    def test_a_cascade_of_the_yaml_is_scored_by_its_own_verifiers(self, report: dict[str, Any]) -> None:
+        """That of laptop.yaml wants a mean logprob of -0.2: all sure drafts stay, right or not."""
+        cascade = report["policies"]["yaml:cascade"]
+        assert cascade["share_on_large"] == 0.5
+        assert cascade["quality"] == 0.75
+        assert cascade["latency_ms"]["mean"] == 0.5 * 100 + 0.5 * 1100
+
     def test_random_asks_each_half_of_the_time(self, report: dict[str, Any]) -> None:
         assert report["policies"]["random"]["share_on_large"] == pytest.approx(0.5, abs=0.15)
 
@@ -584,7 +591,11 @@ class TestPolicies:
             for column, tier in enumerate(("small", "large"))
         )
         features = tuple(chat_features({**case.body, "model": "auto"}) for case in cases)
-        scored = score(Asked(features, KeptPairs(small, large)), load_config(EXAMPLE, {}), seed=0)
+        scored = score(
+            Asked(features, KeptPairs(small, large), {"cascade": right[:, 0]}),
+            load_config(EXAMPLE, {}),
+            seed=0,
+        )
         best = max(scored.curves["learned"], key=lambda routed: float(routed.right.mean()))
         assert best.right.mean() < right.any(axis=1).mean() - 0.1
 

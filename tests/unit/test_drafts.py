@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 
+from cluster.config.verifiers import RefusalVerifierConfig
 from cluster.errors import EngineFailed
 from cluster.router.verifiers.draft import Draft, Expected, Tool, ToolCall
+from cluster.router.verifiers.verification import Verification
+from deployments.gateway.cascade import DraftJudge, HeldDraft
+from deployments.gateway.endpoints.chat import CHAT as CHAT_ROUTE
 from deployments.gateway.endpoints.drafts import OpenAiDrafts
+from deployments.gateway.endpoints.openai_stream import OpenAiStream
 from tests.builders import candidate
 
 DRAFTS = OpenAiDrafts()
@@ -94,7 +100,7 @@ def test_the_client_gets_the_chosen_one_without_our_logprobs() -> None:
 
 def chunk(index: int, delta: dict[str, Any], **more: Any) -> bytes:
     value = {"id": "x", "choices": [{"index": index, "delta": delta, "logprobs": LOGPROBS} | more]}
-    return b"data: " + json.dumps(value).encode() + b"\n\n"
+    return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
 def test_a_stream_becomes_the_same_draft_in_any_pieces() -> None:
@@ -137,3 +143,23 @@ def test_what_cannot_be_read_is_the_engines_fault(raw: bytes) -> None:
     if raw:
         with pytest.raises(EngineFailed):
             DRAFTS.read_events(b'data: {"choices":[{"delta":{}}]}\n\n')
+
+
+@pytest.mark.parametrize("after_tokens", [2, None])
+async def test_a_released_stream_is_held_back_for_a_slow_client(after_tokens: int | None) -> None:
+    """From its release on, not before: what is held must come in whole."""
+    told: list[str] = []
+    judge = DraftJudge(Verification.of([RefusalVerifierConfig(kind="refusal")]), (), after_tokens)
+    held = HeldDraft(
+        judge, CHAT_ROUTE, CHAT, lambda events: told.append(events.decode()), lambda: told.append("released")
+    )
+    reader = OpenAiStream(CHAT, lambda _: b"")
+
+    for word in ("so ", "it ", "is"):
+        held.feed(reader, chunk(0, {"content": word}))
+    held.feed(reader, chunk(0, {}, finish_reason="stop") + b"data: [DONE]\n\n")
+    await held.end()
+
+    assert "".join(told).count('"content"') == 3
+    assert told.count("released") == (0 if after_tokens is None else 1)
+    assert len(told) == (1 if after_tokens is None else 4)
