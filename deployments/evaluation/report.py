@@ -25,7 +25,7 @@ from deployments.evaluation.policies import Asked, score
 from deployments.evaluation.routed import KeptPairs, Routed, differences
 
 PRICES = "declared: the YAML's price of a node per hour, over its declared tokens per second"
-LATENCIES = "of calls beside each other on this machine, as many of each model as it has slots"
+LATENCIES = "of calls beside each other on this machine, as many of each model as it has slots: read ratios"
 
 
 def tiers_compared(config: ClusterConfig) -> tuple[str, str]:
