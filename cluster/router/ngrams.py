@@ -24,6 +24,7 @@ LONGEST_TEXT = 8192
 """Characters that are read: of a longer prompt the first and the last half of that."""
 
 CHARACTERS = (2, 3, 4)
+"""Lengths of n-grams, each made from the one before."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _SPACES = re.compile(r"\s+")
@@ -75,7 +76,9 @@ def shortened(text: str) -> str:
 
 
 def _block(hashes: NDArray[np.uint64]) -> Counts:
-    numbers, found = np.unique((hashes * _MIX) >> np.uint64(64 - BITS_PER_BLOCK), return_counts=True)
+    # As 32-bit numbers: sorting them is most of the work, and takes a third of the time.
+    numbers = ((hashes * _MIX) >> np.uint64(64 - BITS_PER_BLOCK)).astype(np.int32)
+    numbers, found = np.unique(numbers, return_counts=True)
     return numbers.astype(np.int64), 1 + np.log(found)
 
 
@@ -89,19 +92,17 @@ def _word_hashes(text: str) -> NDArray[np.uint64]:
 def _character_hashes(text: str) -> NDArray[np.uint64]:
     padded = f" {_SPACES.sub(' ', text).strip()} "
     data = np.frombuffer(padded.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.uint64)
-    is_space = data == _SPACE
+    is_letter = data != _SPACE
     found = []
+    value, inside = data, np.ones(len(data), dtype=bool)  # a space only at the ends: n-grams of one word
     for length in CHARACTERS:
         if len(data) < length:
             break
-        count = len(data) - length + 1
-        value = np.full(count, length, dtype=np.uint64)
-        inside = np.ones(count, dtype=bool)  # a space only at the ends: n-grams of one word
-        for at in range(length):
-            value = (value << np.uint64(8)) | data[at : at + count]
-            if 0 < at < length - 1:
-                inside &= ~is_space[at : at + count]
+        value = (value[:-1] << np.uint64(8)) | data[length - 1 :]
         if length == CHARACTERS[0]:
-            inside &= ~(is_space[:count] & is_space[1 : 1 + count])
-        found.append(value[inside])
+            kept = is_letter[:-1] | is_letter[1:]
+            inside = inside[:-1]
+        else:
+            kept = inside = inside[:-1] & is_letter[length - 2 : -1]
+        found.append((value | np.uint64(length << 8 * length))[kept])
     return np.concatenate(found) if found else np.empty(0, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Cascades over real HTTP: a draft of the small tier is verified before it leaves, or the large one answers."""
+"""Cascades over real HTTP: a small tier's draft is verified before it leaves, or the large one answers."""
 
 from __future__ import annotations
 
