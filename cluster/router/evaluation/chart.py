@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from math import ceil, floor
 from typing import NamedTuple
 
 WIDTH, HEIGHT, LEFT, TOP, SIDE = 720, 520, 70, 60, 400
-STEPS = 4
+QUARTER = 0.25
 
-# Told apart by people with any colour vision (Okabe and Ito).
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+# Told apart by people with any colour vision (Okabe and Ito). Dots have numbers: there may be more of them.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 
 
@@ -30,7 +31,8 @@ class Axis(NamedTuple):
         return (value - self.low) / (self.high - self.low)
 
     def steps(self) -> list[float]:
-        return [self.low + (self.high - self.low) * step / STEPS for step in range(STEPS + 1)]
+        first, last = ceil(self.low / QUARTER), floor(self.high / QUARTER)
+        return [step * QUARTER for step in range(first, last + 1)]
 
 
 def chart(heading: str, title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
@@ -55,10 +57,14 @@ def chart(heading: str, title: str, lines: Sequence[Line], x: Axis, y: Axis) -> 
         drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         if line.mark is not None:
             at, value = line.mark
-            drawn.append(f'<circle cx="{across(at):.1f}" cy="{down(value):.1f}" r="4" fill="{colour}"/>')
+            left, top = across(at), down(value)
+            drawn.append(
+                f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="{colour}"/>'
+                f'<text x="{left + 6:.1f}" y="{top + 14:.1f}" fill="{colour}">{number + 1}</text>'
+            )
+        name = line.name if line.mark is None else f"{number + 1}  {line.name}"
         drawn.append(
-            f'<text x="{LEFT + SIDE + 16}" y="{TOP + 20 * number + 14}" fill="{colour}">'
-            f"{escape(line.name)}</text>"
+            f'<text x="{LEFT + SIDE + 16}" y="{TOP + 20 * number + 14}" fill="{colour}">{escape(name)}</text>'
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>'
