@@ -72,11 +72,20 @@ class CorrectnessModel:
 
     def raw(self, prompts: Sequence[str]) -> Floats:
         """Uncalibrated, shape (prompts, models): finer than probabilities, so better for ranking."""
+        if len(prompts) == 1:
+            return self._raw_of_one(prompts[0])[np.newaxis]
         rows = [_features(counts_of(prompt), prompt, self.idf) for prompt in prompts]
         # In the types of weights and neighbours: scipy copies what differs, megabytes per call.
         matrix = _matrix(rows).astype(np.float32)
         near = self.neighbours.outcome(matrix)
         found: Floats = matrix @ self.weights + self.share_of_neighbours * near + self.means
+        return found
+
+    def _raw_of_one(self, prompt: str) -> Floats:
+        """What the gateway asks for, in a third of the time that a batch of one takes."""
+        numbers, values = _features(counts_of(prompt), prompt, self.idf)
+        near = self.neighbours.outcome_of_one(numbers, values.astype(np.float32))
+        found: Floats = values @ self.weights[numbers] + self.share_of_neighbours * near + self.means
         return found
 
     def probabilities(self, prompts: Sequence[str]) -> Floats:

@@ -388,3 +388,18 @@ def test_a_decision_does_not_grow_with_the_labels_for_ever(monkeypatch: pytest.M
     assert model.neighbours.outcomes.shape == (40, 2)
     sun, rain = model.probabilities(["sun 5", "rain 5"])[:, 0]
     assert sun > rain
+
+
+@pytest.mark.parametrize("count", [30, 400])
+def test_one_prompt_gets_what_it_gets_among_others(count: int) -> None:
+    generator = np.random.default_rng(3)
+    words = [f"word{number}" for number in range(80)]
+    prompts = [" ".join(generator.choice(words, 12)) for _ in range(count)]
+    right = generator.random((count, 3)) < [0.4, 0.6, 0.8]
+    model = CorrectnessModel.fit(("a", "b", "c"), prompts, right, seed=0)
+    asked = [*prompts[:5], "", "nothing of this is known", "word1 " * 3000]
+
+    together = model.raw(asked)
+
+    for row, prompt in enumerate(asked):
+        np.testing.assert_allclose(model.raw([prompt])[0], together[row], rtol=1e-3, atol=1e-5)
