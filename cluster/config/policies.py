@@ -66,23 +66,26 @@ class PromptLengthConfig(Strict):
         return self
 
 
-class LearnedConfig(Strict):
+class LabelledConfig(Strict):
+    """What policies have in common that go by P(success), learned from labels."""
+
+    model: str = Field(description="file made by `sprat router train`; relative to this YAML")
+    targets: dict[str, str] = Field(min_length=2, description="label column → target")
+
+
+class LearnedConfig(LabelledConfig):
     """The cheapest target per successful answer, among those that are nearly as likely to succeed as the best
     one."""
 
     kind: Literal["learned"]
-    model: str = Field(description="file made by `sprat router train`; relative to this YAML")
-    targets: dict[str, str] = Field(min_length=2, description="label column → target")
     tolerance: float = Field(0.05, ge=0, le=1, description="chance of success that may be given up")
     wrong_answer_usd: float = Field(0.0, ge=0, le=1e3, description="what a wrong answer costs you, besides")
 
 
-class BudgetConfig(Strict):
+class BudgetConfig(LabelledConfig):
     """The most quality for a spend, or the least spend for a quality; one of the two is given."""
 
     kind: Literal["budget"]
-    model: str = Field(description="file made by `sprat router train`; relative to this YAML")
-    targets: dict[str, str] = Field(min_length=2, description="label column → target")
     spend: float | None = Field(None, gt=0, le=1, description="share of what the dearest target alone costs")
     quality: float | None = Field(None, gt=0, le=1, description="share of the best quality that is reachable")
 

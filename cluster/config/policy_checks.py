@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterator, Mapping
 
 from cluster.config.policies import (
     BUILT_IN,
-    BudgetConfig,
     CascadeConfig,
     EmbeddingConfig,
     ExploreConfig,
-    LearnedConfig,
+    LabelledConfig,
     PolicyConfig,
     PromptLengthConfig,
     RandomConfig,
@@ -44,9 +43,7 @@ def check_policies(
                 f"{len(policy.over_tokens)} steps for {len(tiers)} tiers",
                 f"give at most {len(tiers) - 1}",
             )
-        if isinstance(policy, LearnedConfig | BudgetConfig) and len(set(policy.targets.values())) < len(
-            policy.targets
-        ):
+        if isinstance(policy, LabelledConfig) and len(set(policy.targets.values())) < len(policy.targets):
             yield Problem(f"{path}.targets", "names a target twice", "give each label column its own target")
     yield from _circles(router)
 
@@ -56,7 +53,7 @@ def _targets(policy: PolicyConfig) -> Iterator[tuple[str, str]]:
     match policy:
         case RandomConfig() | ExploreConfig():
             yield from (("targets", target) for target in policy.targets)
-        case LearnedConfig() | BudgetConfig() | EmbeddingConfig():
+        case LabelledConfig() | EmbeddingConfig():
             yield from ((f"targets.{key}", target) for key, target in policy.targets.items())
         case CascadeConfig():
             yield "to", policy.to

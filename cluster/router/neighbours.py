@@ -7,6 +7,7 @@ an inverted index over the rare ones answers in a fraction of a millisecond for 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,17 +63,13 @@ class Neighbours:
         counts = self.index.indptr[numbers + 1] - starts
         ends = np.cumsum(counts)
         at = np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
-        likeness = np.bincount(
+        likeness: NDArray[Any] = np.bincount(
             self.index.indices[at],
             weights=self.index.data[at] * np.repeat(values, counts),
             minlength=len(self.outcomes),
         )
-        weights, outcomes = likeness * likeness, self.outcomes
-        if len(weights) > NEAREST:
-            best = np.argpartition(weights, -NEAREST)[-NEAREST:]
-            weights, outcomes = weights[best], outcomes[best]
-        found: Floats = (weights @ outcomes / (weights.sum() + PRIOR)).astype(np.float32)
-        return found
+        near = np.flatnonzero(likeness)
+        return self._mean(near, likeness[near])
 
     def outcome(self, matrix: csr_array) -> Floats:
         """Mean outcome of the prompts nearest to each row of `matrix`, shape (rows, models)."""
@@ -82,9 +79,14 @@ class Neighbours:
             likeness = csr_array(part @ self.index)
             for row in range(part.shape[0]):
                 span = slice(likeness.indptr[row], likeness.indptr[row + 1])
-                near, weights = likeness.indices[span], likeness.data[span] ** 2
-                if len(near) > NEAREST:
-                    best = np.argpartition(weights, -NEAREST)[-NEAREST:]
-                    near, weights = near[best], weights[best]
-                found[start + row] = weights @ self.outcomes[near] / (weights.sum() + PRIOR)
+                found[start + row] = self._mean(likeness.indices[span], likeness.data[span])
+        return found
+
+    def _mean(self, near: NDArray[np.int64], likeness: NDArray[np.floating]) -> Floats:
+        """Outcome of the NEAREST of some training prompts, by the square of their likeness."""
+        weights = likeness * likeness
+        if len(near) > NEAREST:
+            best = np.argpartition(weights, -NEAREST)[-NEAREST:]
+            near, weights = near[best], weights[best]
+        found: Floats = (weights @ self.outcomes[near] / (weights.sum() + PRIOR)).astype(np.float32)
         return found

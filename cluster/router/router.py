@@ -53,7 +53,10 @@ class Router:
             if isinstance(policy, CascadeConfig)
         }
         return cls(
-            view, Policies(config.router, view).active, drafts, fall_back_up=config.router.fall_back_up
+            view,
+            Policies(config.router, view).named(config.router.policy),
+            drafts,
+            fall_back_up=config.router.fall_back_up,
         )
 
     def names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cluster.config.policies import BudgetConfig, LearnedConfig
+from cluster.config.policies import LabelledConfig
 from deployments.cli.evaluate import FILE, ManyFiles, label_files
 from deployments.cli.replay import NEWEST, judged_decisions
 from deployments.cli.running_config import running_config
@@ -116,7 +116,7 @@ def recalibrate(
     from cluster.router.recalibration import FEWEST, corrected, fit_correction, observed_on
 
     policy = running_config(state, config_path).router.policies.get(name)
-    if not isinstance(policy, LearnedConfig | BudgetConfig):
+    if not isinstance(policy, LabelledConfig):
         raise click.UsageError(f"{name!r} is no policy of kind learned or budget in this YAML.")
     with opened_store(state) as store:
         log = list(judged_decisions(store.decisions, 0, newest))

@@ -17,7 +17,7 @@ from cluster.config.policies import BUILT_IN
 from cluster.router.calibration import Calibration
 from cluster.router.correctness import CorrectnessModel
 from cluster.router.folds import part_of_rows
-from cluster.router.policies.estimates import LoggedEstimator, TargetCosts
+from cluster.router.policies.estimates import KnownEstimates, TargetCosts
 from cluster.router.policies.learned import LearnedPolicy
 from cluster.router.policies.policy import RoutingPolicy
 from cluster.router.policies.registry import Policies
@@ -128,7 +128,7 @@ class _Fleet:
     def learned(self, chances: Floats, tolerance: float) -> RoutingPolicy:
         """For one case, whose `chances` of a right answer are known for each tier."""
         tiers = self.view.tiers
-        estimator = LoggedEstimator(tiers, dict(zip(tiers, map(float, chances), strict=True)))
+        estimator = KnownEstimates([float(chance) for chance in chances])
         costs = TargetCosts(self.view, tiers)
         return LearnedPolicy(
             "learned", tiers, estimator, costs, tolerance=tolerance, wrong_answer_micro_usd=0

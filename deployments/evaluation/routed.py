@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.router.evaluation.curves import CONFIDENCE
+from cluster.router.evaluation.curves import percentile_interval
 from deployments.evaluation.outcomes import Outcome
 
 Floats = NDArray[np.float64]
@@ -105,8 +105,7 @@ def _mean(values: NDArray[Any], rows: NDArray[np.int64]) -> Floats:
 
 
 def _interval(values: Floats) -> list[float]:
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return [round(float(low), 4), round(float(high), 4)]
+    return [round(bound, 4) for bound in percentile_interval(values)]
 
 
 def _cost_and_latency(outcomes: Sequence[Outcome]) -> tuple[Floats, Floats]:

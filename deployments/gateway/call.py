@@ -50,7 +50,7 @@ from cluster.types import (
 from deployments.engine_client import EngineAnswer, EngineClient
 from deployments.gateway.admission import Admission
 from deployments.gateway.cascade import DraftJudge, DraftRefusedError, HeldDraft
-from deployments.gateway.decision_record import Draft, decision_record
+from deployments.gateway.decision_record import SpentDraft, decision_record, step_record
 from deployments.gateway.endpoints import sse
 from deployments.gateway.endpoints.endpoint import Endpoint, StreamReader
 from deployments.gateway.http.message import Reply
@@ -114,7 +114,8 @@ class Call:
     _usage: Usage = NOTHING
     _reader: StreamReader | None = None
     _admitted_ms: int = 0
-    _drafts: list[Draft] = field(default_factory=list)
+    _drafts: list[SpentDraft] = field(default_factory=list)
+    _is_draft_accepted: bool = False
     _routed: Decision = field(init=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +135,7 @@ class Call:
                 judge = self._judge(grant)
                 if judge is not None:
                     raw = await judge.verified(self.endpoint, self.body, raw)
+                    self._is_draft_accepted = True
             except UNANSWERED as failure:
                 self._recover(grant, failure)
             else:
@@ -165,13 +167,14 @@ class Call:
                         self.endpoint,
                         self.body,
                         write=partial(self._write, reply),
-                        released=partial(reply.take_from, answer),
+                        released=partial(self._release, reply, answer),
                     )
                     await answer.relay(partial(held.feed, reader))
                 if not reader.finished:
                     raise EngineFailed("The engine ended the stream early.")
                 if judge is not None:
                     await held.end()
+                    self._is_draft_accepted = True
             except UNANSWERED as failure:
                 if reply.started:
                     logger.warning("engine of %s was lost in mid-stream", self.request_id)
@@ -232,9 +235,9 @@ class Call:
         }
         decision = None
         if self.features.kind is RequestKind.GENERATE:
-            decision = decision_record(entry, self._routed, self.features)
-            decision["steps"] = [*[draft.step() for draft in self._drafts], self._last_step(cost)]
-            decision["large_micro_usd"] = saved + cost
+            decision = decision_record(
+                entry, self._routed, self.features, self._steps(cost), large_micro_usd=saved + cost
+            )
         self.context.settling.settle(settle, entry, decision)
 
     # Telling.
@@ -245,7 +248,7 @@ class Call:
         usage = self._usage
         cost = self._candidate().price.cost_micro_usd(usage.prompt_tokens, usage.output_tokens)
         if self._drafts:
-            cost += sum([draft.cost_micro_usd for draft in self._drafts])
+            cost += self._spent_on_drafts_micro_usd
         large = self.decision.large_price.cost_micro_usd(usage.prompt_tokens, usage.output_tokens)
         return cost, large - cost
 
@@ -346,6 +349,11 @@ class Call:
             reply.start(200, self.headers() | STREAM_HEADERS)
         reply.write(events)
 
+    def _release(self, reply: Reply, answer: EngineAnswer) -> None:
+        """The beginning of a draft passed: the rest is handed on as it comes."""
+        self._is_draft_accepted = True
+        reply.take_from(answer)
+
     def _last_words(self, usage: Usage | None) -> bytes:
         """The comment before the last event of a stream."""
         if usage is not None:
@@ -396,7 +404,7 @@ class Call:
             self._usage, self._reader, why = NOTHING, None, "draft_failed"
             self.context.suspects.failed(grant.replica_id)
             self._excluded = (*self._excluded, grant.replica_id)
-        self._drafts.append(Draft(grant, self._usage, why))
+        self._drafts.append(SpentDraft(grant, self._usage, why))
         self._usage = NOTHING
         self.decision = replace(cascade.then, reason=f"{self.decision.reason};{why}")
         self._step += 1
@@ -408,19 +416,19 @@ class Call:
             return None
         return self.context.judges[cascade.policy]
 
-    def _last_step(self, cost_micro_usd: int) -> dict[str, Any]:
-        """Of the decision log: the attempt that gave the answer, or none."""
-        drafts_micro_usd = sum([draft.cost_micro_usd for draft in self._drafts])
-        candidate = self._candidate()
-        return {
-            "tier": candidate.tier,
-            "pool": candidate.pool,
-            "model": candidate.model,
-            "replica": "" if self.grant is None else self.grant.replica_id,
-            "verdict": "accepted" if self.decision.cascade is not None else None,
-            "why": "",
-            "cost_micro_usd": cost_micro_usd - drafts_micro_usd,
-        }
+    def _steps(self, cost_micro_usd: int) -> list[dict[str, Any]]:
+        """Of the decision log: refused drafts, and the run that gave the answer or was the last to try. What
+        is settled with a cost has run, so there is a grant."""
+        steps = [draft.step() for draft in self._drafts]
+        if self.grant is not None:
+            left_micro_usd = cost_micro_usd - self._spent_on_drafts_micro_usd
+            verdict = "accepted" if self._is_draft_accepted else None
+            steps.append(step_record(self.grant, left_micro_usd, verdict))
+        return steps
+
+    @property
+    def _spent_on_drafts_micro_usd(self) -> int:
+        return sum([draft.cost_micro_usd for draft in self._drafts])
 
     def _charged_tokens(self) -> int:
         """What the rates were charged at the first step."""

@@ -51,9 +51,9 @@ class DraftJudge:
     async def choose(self, draft: Draft, expected: Expected) -> int:
         """Number of the draft that may leave. Raises DraftRefusedError."""
         verdict = self.verification.judge(draft, expected)
-        chosen = draft.others[verdict.chosen - 1] if verdict.chosen else draft
         if not verdict.accepted:
             raise DraftRefusedError(verdict)
+        chosen = draft.others[verdict.chosen - 1] if verdict.chosen else draft
         for verifier in self.custom:
             said = await verifier.judge(chosen, expected)
             if not said.accepted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from cluster.types import Decision, Grant, RequestFeatures, Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class SpentDraft:
     """A draft that was refused, or never came; `why` is the reason."""
 
     grant: Grant
@@ -22,22 +22,33 @@ class Draft:
         return self.grant.candidate.price.cost_micro_usd(self.usage.prompt_tokens, self.usage.output_tokens)
 
     def step(self) -> dict[str, Any]:
-        candidate = self.grant.candidate
-        return {
-            "tier": candidate.tier,
-            "pool": candidate.pool,
-            "model": candidate.model,
-            "replica": self.grant.replica_id,
-            "verdict": "refused",
-            "why": self.why,
-            "cost_micro_usd": self.cost_micro_usd,
-        }
+        return step_record(self.grant, self.cost_micro_usd, "refused", self.why)
+
+
+def step_record(
+    grant: Grant, cost_micro_usd: int, verdict: str | None = None, why: str = ""
+) -> dict[str, Any]:
+    """One run on an engine."""
+    candidate = grant.candidate
+    return {
+        "tier": candidate.tier,
+        "pool": candidate.pool,
+        "model": candidate.model,
+        "replica": grant.replica_id,
+        "verdict": verdict,
+        "why": why,
+        "cost_micro_usd": cost_micro_usd,
+    }
 
 
 def decision_record(
-    entry: Mapping[str, Any], decision: Decision, features: RequestFeatures
+    entry: Mapping[str, Any],
+    decision: Decision,
+    features: RequestFeatures,
+    steps: Sequence[dict[str, Any]],
+    large_micro_usd: int,
 ) -> dict[str, Any]:
-    """`entry` is that of the ledger; `steps` and `large_micro_usd` are the caller's to add."""
+    """`entry` is that of the ledger, `large_micro_usd` what the answer costs on the largest tier."""
     return {
         "request_id": entry["request_id"],
         "tenant": entry["tenant"],
@@ -68,4 +79,6 @@ def decision_record(
             }
             for each in decision.considered
         ],
+        "steps": steps,
+        "large_micro_usd": large_micro_usd,
     }

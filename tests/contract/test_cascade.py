@@ -295,19 +295,47 @@ def hangs(draft: dict[str, Any], expected: dict[str, Any]) -> bool:
         pass
 
 
+def decisions_of(gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Grows with each call that is settled."""
+    logged: list[dict[str, Any]] = []
+    settle = gateway.gateway.context.settling.settle
+
+    def settle_and_tell(request: SettleRequest, entry: Any, decision: Any) -> None:
+        logged.append(decision)
+        settle(request, entry, decision)
+
+    monkeypatch.setattr(gateway.gateway.context.settling, "settle", settle_and_tell)
+    return logged
+
+
+async def test_a_draft_is_logged_as_accepted_only_when_it_was(
+    cascade: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cascade(ACCEPTS_ALL) as gateway:
+        slow = await gateway.add_engine("specialist", "s1", profile=replace(FAST, decode_tokens_per_s=20))
+        await gateway.add_engine("reserve", "r1")
+        logged = decisions_of(gateway, monkeypatch)
+
+        async with gateway.post({"max_tokens": 2}) as response:
+            await response.read()
+        leaving = asyncio.create_task(gateway.ask({"max_tokens": 100}))
+        await slow.until_running()
+        leaving.cancel()
+        await slow.until_idle(within_s=3)
+        await gateway.until_settled()
+
+        assert [[step["verdict"] for step in decision["steps"]] for decision in logged] == [
+            ["accepted"],
+            [None],
+        ]
+
+
 async def test_the_decision_is_logged_with_its_steps(
     cascade: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with cascade(REFUSES_ALL) as gateway:
         await both(gateway)
-        logged: list[dict[str, Any]] = []
-        settle = gateway.gateway.context.settling.settle
-
-        def settle_and_tell(request: SettleRequest, entry: Any, decision: Any) -> None:
-            logged.append(decision)
-            settle(request, entry, decision)
-
-        monkeypatch.setattr(gateway.gateway.context.settling, "settle", settle_and_tell)
+        logged = decisions_of(gateway, monkeypatch)
 
         async with gateway.post({"max_tokens": 6}) as response:
             await response.read()

@@ -15,7 +15,7 @@ from cluster.errors import ConfigError
 from cluster.router.correctness import CorrectnessModel
 from cluster.router.features import chat_features
 from cluster.router.policies.budget import price_of_cost_for_quality, price_of_cost_for_spend
-from cluster.router.policies.estimates import LoggedEstimator
+from cluster.router.policies.estimates import KnownEstimates
 from cluster.router.policies.registry import Policies
 from cluster.router.router import Router
 from cluster.router.view import FleetView
@@ -243,15 +243,15 @@ def test_a_budget_spends_less_where_less_is_given(learned_file: Path) -> None:
     assert share_on_large(quality=0.98) == 0.5
 
 
-def test_logged_estimates_stand_in_for_the_model(learned_file: Path) -> None:
+def test_known_estimates_stand_in_for_the_model(learned_file: Path) -> None:
     config = with_policy("mine", mine=learned(learned_file))
     policies = Policies(
         config.router,
         FleetView.of(config),
-        lambda _: LoggedEstimator(["small", "large"], {"small": 0.2, "large": 0.9}),
+        lambda _: KnownEstimates([0.2, 0.9]),
     )
 
-    assert policies.active.choose(asked(EASY), 0.0).target == "large"
+    assert policies.named("mine").choose(asked(EASY), 0.0).target == "large"
 
 
 def test_files_are_looked_for_beside_the_yaml(tmp_path: Path, learned_file: Path) -> None:

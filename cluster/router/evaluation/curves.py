@@ -8,6 +8,7 @@ right sometimes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,12 @@ def apgr_interval(
         rows = generator.integers(0, len(scores), len(scores))
         if strong[rows].sum() != weak[rows].sum():
             found.append(curve(scores[rows], weak[rows], strong[rows], sample).apgr)
-    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return percentile_interval(found)
+
+
+def percentile_interval(samples: Floats | Sequence[float]) -> tuple[float, float]:
+    """Where CONFIDENCE of a bootstrap's samples are. Those that have no value (NaN) do not count."""
+    low, high = np.nanquantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 

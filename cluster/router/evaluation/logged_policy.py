@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 from cluster.config import AUTO, RouterConfig
-from cluster.config.policies import BudgetConfig, LearnedConfig
+from cluster.config.policies import LabelledConfig
 from cluster.decision_log import LoggedDecision
 from cluster.errors import ConfigError
 from cluster.router.policies.registry import Policies
@@ -91,7 +91,7 @@ def _as(kind: type[T], value: object) -> T | None:
 class _LoggedEstimates:
     """`SuccessEstimator`."""
 
-    def __init__(self, config: LearnedConfig | BudgetConfig) -> None:
+    def __init__(self, config: LabelledConfig) -> None:
         self._targets = tuple(config.targets.values())
 
     def p_success(self, features: RequestFeatures) -> Sequence[float]:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.decision_log import LoggedDecision
-from cluster.router.evaluation.curves import CONFIDENCE
+from cluster.router.evaluation.curves import percentile_interval
 from cluster.router.folds import part_of_rows
 
 Floats = NDArray[np.float64]
@@ -89,8 +89,7 @@ def interval(
     generator = np.random.default_rng(seed)
     count = len(sample.weights)
     found = [estimator(sample.rows(generator.integers(0, count, count))) for _ in range(samples)]
-    low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    return percentile_interval(found)
 
 
 def effective_sample_size(weights: Floats) -> float:

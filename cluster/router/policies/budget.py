@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import ConfigError
-from cluster.router.policies.estimates import SuccessEstimator, TargetCosts, chosen_one, weighed
+from cluster.router.policies.estimates import SuccessEstimator, TargetCosts, considered, expected_costs
 from cluster.router.policies.policy import Choice
 from cluster.types import RequestFeatures
 
@@ -49,7 +49,7 @@ class BudgetPolicy:
         return Choice(
             target,
             f"{self.name}:{target}",
-            considered=chosen_one(weighed(self._targets, p_success, costs, 0), best),
+            considered=considered(self._targets, p_success, costs, expected_costs(p_success, costs), best),
         )
 
 

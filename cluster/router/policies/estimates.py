@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -41,12 +41,11 @@ class LearnedEstimator:
         return [float(found[at]) for at in self._at]
 
 
-class LoggedEstimator:
-    """What was estimated when a call was decided: for replaying the decision log, which holds no text."""
+class KnownEstimates:
+    """Of one call, made elsewhere."""
 
-    def __init__(self, targets: Sequence[str], logged: Mapping[str, float]) -> None:
-        """KeyError where the log has no estimate for a target."""
-        self._p_success = [logged[target] for target in targets]
+    def __init__(self, p_success: Sequence[float]) -> None:
+        self._p_success = p_success
 
     def p_success(self, features: RequestFeatures) -> Sequence[float]:  # noqa: ARG002 (protocol)
         return self._p_success
@@ -71,28 +70,28 @@ def expected_micro_usd(cost: int, p_success: float, cost_of_failure: int) -> int
     return cost + round((1 - p_success) * cost_of_failure)
 
 
-def weighed(
-    targets: Sequence[str], p_success: Sequence[float], costs: Sequence[int], wrong_answer_micro_usd: int
-) -> list[Considered]:
-    """In the order of the targets; none is chosen yet (all probabilities 0). After a failure the call runs
-    again on the target that is likeliest to succeed."""
-    best = max(range(len(targets)), key=lambda at: (p_success[at], -costs[at]))
+def expected_costs(
+    p_success: Sequence[float], costs: Sequence[int], wrong_answer_micro_usd: int = 0
+) -> list[int]:
+    """Micro-USD per successful answer of each target. After a failure the call runs again on the one that is
+    likeliest to succeed."""
+    best = max(range(len(costs)), key=lambda at: (p_success[at], -costs[at]))
     failure = costs[best] + wrong_answer_micro_usd
-    return [
-        Considered(target, 0.0, p, cost, expected_micro_usd(cost, p, failure))
-        for target, p, cost in zip(targets, p_success, costs, strict=True)
-    ]
+    return [expected_micro_usd(cost, p, failure) for p, cost in zip(p_success, costs, strict=True)]
 
 
-def chosen_one(considered: Sequence[Considered], at: int) -> tuple[Considered, ...]:
-    """The same, with the one that was chosen."""
+def considered(
+    targets: Sequence[str],
+    p_success: Sequence[float],
+    costs: Sequence[int],
+    expected: Sequence[int],
+    chosen: int,
+) -> tuple[Considered, ...]:
+    """In the order of the targets. The choice of the one at `chosen` was certain."""
+    weighed = zip(targets, p_success, costs, expected, strict=True)
     return tuple(
-        Considered(
-            each.action,
-            1.0 if number == at else 0.0,
-            each.p_success,
-            each.cost_micro_usd,
-            each.expected_micro_usd,
-        )
-        for number, each in enumerate(considered)
+        [
+            Considered(target, 1.0 if at == chosen else 0.0, p, cost, cost_of_success)
+            for at, (target, p, cost, cost_of_success) in enumerate(weighed)
+        ]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.router.policies.estimates import SuccessEstimator, TargetCosts, chosen_one, weighed
+from cluster.router.policies.estimates import SuccessEstimator, TargetCosts, considered, expected_costs
 from cluster.router.policies.policy import Choice
 from cluster.types import RequestFeatures
 
@@ -33,15 +33,16 @@ class LearnedPolicy:
 
     def choose(self, features: RequestFeatures, draw: float) -> Choice:  # noqa: ARG002 (protocol)
         p_success = self._estimator.p_success(features)
-        considered = weighed(self._targets, p_success, self._costs.of(features), self._wrong_answer_micro_usd)
+        costs = self._costs.of(features)
+        expected = expected_costs(p_success, costs, self._wrong_answer_micro_usd)
         least = max(p_success) - self._tolerance
         good_enough = [at for at, p in enumerate(p_success) if p >= least]
-        good_enough.sort(key=lambda at: (considered[at].expected_micro_usd, at))
+        good_enough.sort(key=lambda at: (expected[at], at))
         first, *others = good_enough
         target = self._targets[first]
         return Choice(
             target,
             f"{self.name}:{target}",
             acceptable=tuple([self._targets[at] for at in others]),
-            considered=chosen_one(considered, first),
+            considered=considered(self._targets, p_success, costs, expected, first),
         )

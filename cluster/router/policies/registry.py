@@ -4,7 +4,6 @@ is imported when it is needed: scipy takes half a second and 40 MB."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from cluster.config.policies import (
     CascadeConfig,
     EmbeddingConfig,
     ExploreConfig,
+    LabelledConfig,
     LearnedConfig,
     PolicyConfig,
     PromptLengthConfig,
@@ -50,7 +50,7 @@ TYPICAL_CALL = RequestFeatures(
 )
 """For prices of targets beside each other, before there is a call."""
 
-EstimatorOf = Callable[[LearnedConfig | BudgetConfig], SuccessEstimator]
+EstimatorOf = Callable[[LabelledConfig], SuccessEstimator]
 
 
 class Policies:
@@ -64,10 +64,6 @@ class Policies:
         self._view = view
         self._estimator_of = estimator_of or self._learned_estimator
         self._models: dict[str, CorrectnessModel] = {}
-
-    @cached_property
-    def active(self) -> RoutingPolicy:
-        return self.named(self._config.policy)
 
     def named(self, name: str) -> RoutingPolicy:
         """One of `router.policies`, one of the built-in ones, or a target: always that."""
@@ -138,10 +134,10 @@ class Policies:
             price = price_of_cost_for_quality(held_out, relative, config.quality or 1.0)
         return BudgetPolicy(name, targets, self._estimator_of(config), costs, price)
 
-    def _learned_estimator(self, config: LearnedConfig | BudgetConfig) -> SuccessEstimator:
+    def _learned_estimator(self, config: LabelledConfig) -> SuccessEstimator:
         return LearnedEstimator(self._model(config), list(config.targets))
 
-    def _model(self, config: LearnedConfig | BudgetConfig) -> CorrectnessModel:
+    def _model(self, config: LabelledConfig) -> CorrectnessModel:
         from cluster.router.correctness import CorrectnessModel
 
         model = self._models.get(config.model)
