@@ -17,7 +17,7 @@ AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
 
 def pool_price(pool: PoolConfig, node: NodeClass) -> Price:
     """Node price per second x share ÷ tokens per second, in micro-USD per million tokens, at least 1."""
-    micro_usd_per_s = node.usd_per_hour * MICRO_USD_PER_USD / SECONDS_PER_HOUR * pool.node_share
+    micro_usd_per_s = node.paid_usd_per_hour * MICRO_USD_PER_USD / SECONDS_PER_HOUR * pool.node_share
 
     def per_mtok(tokens_per_s: float) -> int:
         return max(1, round(micro_usd_per_s / tokens_per_s * TOKENS_PER_PRICE_UNIT))

@@ -12,7 +12,7 @@ from ray import serve
 
 from cluster.config import ClusterConfig, NodeClass, PoolConfig
 from cluster.errors import SchedulerUnavailable
-from cluster.placement import find_nodes, pool_gpus
+from cluster.placement.nodes import find_nodes, pool_gpus
 from cluster.types import NodeState
 from deployments.engine_replica import DRAIN_S
 from deployments.engine_sim import SimulatedReplica
@@ -98,7 +98,7 @@ def pool_application(name: str, runtime: Runtime, nodes: Iterable[NodeState]) ->
         serve.deployment(ENGINES[pool.engine])
         .options(
             name=name,
-            num_replicas=pool.replicas,
+            num_replicas=pool.min_replicas,
             max_constructor_retry_count=2,
             health_check_period_s=2,
             health_check_timeout_s=10,

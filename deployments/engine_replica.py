@@ -22,7 +22,8 @@ import ray
 from cluster.clock import SystemClock
 from cluster.config import PoolConfig
 from cluster.errors import SchedulerUnavailable
-from cluster.placement import memory_problem, pool_gpus
+from cluster.placement.memory import memory_problem
+from cluster.placement.nodes import pool_gpus
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import HEARTBEAT_PERIOD_S
 from cluster.types import ReplicaPhase, ReplicaState

@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.config import AdapterConfig, PoolConfig
 from cluster.errors import StartError
-from cluster.placement import pool_gpus
+from cluster.placement.nodes import pool_gpus
 from deployments.engine_guard import EngineGuard
 from deployments.engine_replica import EngineReplica
 from deployments.free_port import bound_socket
@@ -116,7 +116,7 @@ class VllmReplica(EngineReplica):
             await serving
 
     async def _check_kernels(self, engine: Any) -> None:
-        if not self.pool.adapters:
+        if not self.pool.slots_for_adapters:
             return
         found = await kernels_in_use(engine)
         self.kernels = found.name
@@ -161,13 +161,15 @@ def engine_flags(pool: PoolConfig, weights: str) -> list[str]:
             "--distributed-executor-backend",
             "ray",
         ]
-    if pool.adapters:
+    if pool.slots_for_adapters:
         flags += [
             "--enable-lora",
             "--max-lora-rank",
             str(pool.max_rank),
             "--max-loras",
-            str(len(pool.adapters)),
+            str(pool.slots_for_adapters),
+            "--max-cpu-loras",
+            str(pool.adapters_on_host),
             "--worker-extension-cls",
             WORKER_EXTENSION,
         ]

@@ -9,7 +9,8 @@ import psutil
 
 from cluster.config import ClusterConfig
 from cluster.errors import StartError
-from cluster.placement import memory_problem, pool_gpus, replica_memory_bytes
+from cluster.placement.memory import memory_problem, replica_memory_bytes
+from cluster.placement.nodes import pool_gpus
 from cluster.router.router import Router
 from deployments.free_port import bound_socket
 from deployments.valkey import find_server_binary
@@ -61,7 +62,7 @@ def check_memory(config: ClusterConfig, available_bytes: int) -> None:
         if pool_gpus(pool) > 0:
             continue
         model = config.base_models[pool.base_model]
-        for _ in range(pool.replicas):
+        for _ in range(pool.min_replicas):
             beside = ", beside the replicas before it," if left_bytes < available_bytes else ""
             problem = memory_problem(name, pool, model, left_bytes, f"this machine{beside}")
             if problem is not None:

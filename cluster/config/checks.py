@@ -37,6 +37,13 @@ def cross_check(config: ClusterConfig) -> Iterator[Problem]:
             yield unknown(f"adapters.{name}.base_model", adapter.base_model, config.base_models)
         if not adapter.source.startswith("folder:"):
             yield Problem(f"adapters.{name}.source", f"{adapter.source!r} is not a folder", "use folder:PATH")
+    for name, node in config.node_classes.items():
+        if node.market == "spot" and node.spot_usd_per_hour is None:
+            yield Problem(
+                f"node_classes.{name}.market",
+                "is spot, and there is no spot_usd_per_hour",
+                "add spot_usd_per_hour, or use market: on-demand",
+            )
     for name, pool in config.pools.items():
         yield from _check_pool(config, f"pools.{name}", pool)
     for tier in config.tiers:
@@ -97,8 +104,14 @@ def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[
                 f"adapter {adapter_id!r} has rank {adapter.rank}, above {pool.max_rank}",
                 f"set max_rank: {adapter.rank}",
             )
-    if pool.task == "embed" and pool.adapters:
+    if pool.task == "embed" and pool.slots_for_adapters:
         yield Problem(f"{path}.adapters", "an embedding pool takes no adapters", "remove them")
+    if pool.min_replicas > pool.max_replicas:
+        yield Problem(
+            f"{path}.replicas",
+            f"min {pool.min_replicas} is above max {pool.max_replicas}",
+            f"set max to at least {pool.min_replicas}",
+        )
     if pool.task == "generate" and pool.default_max_tokens >= pool.context_tokens:
         yield Problem(
             f"{path}.default_max_tokens",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -97,7 +97,19 @@ class NodeClass(Strict):
     label_selector: dict[str, str] = Field({})
     fallbacks: list[dict[str, str]] = Field([])
     accelerator: str = "cpu"
-    usd_per_hour: float = Field(gt=0, description="declared price of the whole node")
+    memory_gib: float | None = Field(
+        None, gt=0, description="main memory of a node; None: known when there is one"
+    )
+    gpu_memory_gib: float | None = Field(None, gt=0, description="of one card")
+    usd_per_hour: float = Field(gt=0, description="declared on-demand price of the whole node")
+    spot_usd_per_hour: float | None = Field(None, gt=0, description="declared spot price of the whole node")
+    market: Literal["on-demand", "spot"] = Field("on-demand", description="which of the prices is paid")
+
+    @property
+    def paid_usd_per_hour(self) -> float:
+        if self.market == "spot" and self.spot_usd_per_hour is not None:
+            return self.spot_usd_per_hour
+        return self.usd_per_hour
 
 
 class BaseModelConfig(Strict):
@@ -132,6 +144,13 @@ class SimulatedProfile(Strict):
     slowdown_per_request: float = Field(0.0, ge=0)
 
 
+class ReplicaBounds(Strict):
+    """How many replicas autoscaling may keep. With `min: 0` a pool may sleep; a call wakes it."""
+
+    min: int = Field(ge=0, le=1000)
+    max: int = Field(ge=1, le=1000)
+
+
 class PoolConfig(Strict):
     """Base model + engine settings + node class + replicas. Its price follows from the node's."""
 
@@ -140,7 +159,7 @@ class PoolConfig(Strict):
     node_class: Name
     engine: Literal["vllm", "simulated"] = "vllm"
     task: Literal["generate", "embed"] = Field("generate", description="embed: serves embeddings only")
-    replicas: int = Field(1, ge=1, le=1000)
+    replicas: Annotated[int, Field(ge=1, le=1000)] | ReplicaBounds = 1
     context_tokens: int = Field(ge=16)
     max_concurrency: int = Field(8, ge=1, le=4096)
     max_outstanding_tokens: int = Field(
@@ -148,6 +167,9 @@ class PoolConfig(Strict):
     )
     default_max_tokens: int = Field(1024, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantisation: Literal["fp8", "int8", "awq", "gptq", "bitsandbytes"] | None = Field(
+        None, description="of the weights; None: as they come, in `dtype`"
+    )
     tensor_parallel: int = Field(1, ge=1, le=64)
     cpus: float = Field(1.0, ge=0)
     gpus: float = Field(0.0, ge=0)
@@ -156,13 +178,37 @@ class PoolConfig(Strict):
     gpu_memory_share: float = Field(0.9, gt=0, le=1)
     node_share: float = Field(1.0, gt=0, le=1, description="part of the node that one replica is charged for")
     throughput: Throughput
-    adapters: list[AdapterId] = Field([])
+    adapters: list[AdapterId] = Field([], description="always loaded, on every replica")
+    adapter_slots: int = Field(
+        0, ge=0, le=512, description="adapters that one replica computes with at once; 0: only those listed"
+    )
+    host_adapters: int = Field(
+        0, ge=0, le=10_000, description="adapters that one replica keeps in main memory; 0: as many as slots"
+    )
     max_rank: int = Field(16, ge=1, le=512)
     kernels: Literal["sprat", "stock"] = Field(
         "sprat", description="what computes the adapters; stock: vLLM's own kernels"
     )
     simulated: SimulatedProfile | None = None
     engine_options: list[str] = Field([], description="extra flags of `vllm serve`, given as they are")
+
+    @property
+    def min_replicas(self) -> int:
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def max_replicas(self) -> int:
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
+    def slots_for_adapters(self) -> int:
+        """Adapters in one batch at most: vLLM's `max_loras`. 0: the pool takes none."""
+        return max(len(self.adapters), self.adapter_slots)
+
+    @property
+    def adapters_on_host(self) -> int:
+        """Adapters in a replica's main memory at most, those in slots included: vLLM's `max_cpu_loras`."""
+        return max(self.slots_for_adapters, self.host_adapters)
 
 
 class RouterConfig(Strict):

@@ -12,7 +12,7 @@ import click
 from cluster.config import ConfigProblems, Problem, load_config
 from cluster.cost import prices, usd
 from cluster.errors import ConfigError
-from cluster.placement import GIB, replica_memory_bytes
+from cluster.placement.memory import GIB, replica_memory_bytes
 from cluster.router.router import Router
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig, NodeClass, PoolConfig, load_config
-from cluster.placement import find_nodes, pool_gpus
+from cluster.placement.nodes import find_nodes, pool_gpus
 from cluster.types import NodeState
 from deployments import engine_vllm
 from deployments.app import placement_options, unplaceable

@@ -19,7 +19,7 @@ import yaml
 
 from cluster.clock import SystemClock
 from cluster.config import load_config
-from cluster.placement import GIB
+from cluster.placement.memory import GIB
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from deployments import preflight
 from deployments.cli import up

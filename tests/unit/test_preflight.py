@@ -11,7 +11,7 @@ import pytest
 
 from cluster.config import ClusterConfig
 from cluster.errors import StartError
-from cluster.placement import GIB
+from cluster.placement.memory import GIB
 from deployments import preflight
 from deployments.free_port import bound_socket
 from deployments.preflight import check_gpu, check_machine, check_memory, check_redis
