@@ -1,4 +1,5 @@
-"""Money: a pool's price per token follows from its node's price and its measured throughput."""
+"""Money: a pool's price per token follows from its node's price and its measured throughput; that of an
+upstream is its list price."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
 
 
 def pool_price(pool: PoolConfig, node: NodeClass) -> Price:
-    """Node price per second x share ÷ tokens per second, in micro-USD per million tokens, at least 1."""
+    """Node price per second x share ÷ tokens per second, or the upstream's list price, in micro-USD per
+    million tokens, at least 1."""
+    if pool.upstream is not None:
+        listed = pool.upstream.prices
+        return Price(
+            prompt_micro_usd_per_mtok=max(1, round(listed.prompt_usd_per_mtok * MICRO_USD_PER_USD)),
+            output_micro_usd_per_mtok=max(1, round(listed.output_usd_per_mtok * MICRO_USD_PER_USD)),
+        )
     micro_usd_per_s = node.paid_usd_per_hour * MICRO_USD_PER_USD / SECONDS_PER_HOUR * pool.node_share
 
     def per_mtok(tokens_per_s: float) -> int:
@@ -30,7 +38,9 @@ def pool_price(pool: PoolConfig, node: NodeClass) -> Price:
 
 def node_seconds(pool: PoolConfig, prompt_tokens: int, output_tokens: int) -> float:
     """What a call takes of its node (GPU-seconds where the node is one GPU), prefill and decode apart, when
-    all slots are busy. Times the node's price per second this is the call's cost."""
+    all slots are busy. Times the node's price per second this is the call's cost. 0 for an upstream."""
+    if pool.upstream is not None:
+        return 0.0
     throughput = pool.throughput
     busy_s = prompt_tokens / throughput.prompt_tokens_per_s + output_tokens / throughput.output_tokens_per_s
     return busy_s * pool.node_share

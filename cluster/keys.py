@@ -34,8 +34,9 @@ def replicas(pool: str) -> str:
 def load(pool: str) -> str:
     """hash: `<replica>|<field>` for req, tok (outstanding, from leases with a fence above since), since (the
     fence when this epoch began), epoch, cap, tcap (tokens; 0: none), hb (last heartbeat, ms of the server's
-    clock), addr, adp (names of its adapters). Also of replicas that are not ready, and of gone ones until
-    their last lease has ended. `#service_us` is the mean time that a lease of the pool lasts."""
+    clock), addr, adp (names of its adapters), lds (adapters that load there). Also of replicas that are not
+    ready, and of gone ones until their last lease has ended. `#service_us` is the mean time that a lease of
+    the pool lasts, `#asked` counts calls that found the pool asleep and could not wait for it."""
     return f"{TAG}:load:{pool}"
 
 
@@ -101,6 +102,18 @@ def replica(replica_id: str) -> str:
     return f"{TAG}:rep:{replica_id}"
 
 
+CONTROLLER = f"{TAG}:controller"
+"""string with PX: the controller that is in charge."""
+
+PLACEMENT = f"{TAG}:placement"
+"""string (JSON): what the controller said with its last desired sets."""
+
+
+def desired_adapters(replica_id: str) -> str:
+    """string (JSON list): ids of the adapters that a replica shall hold, the most wanted first."""
+    return f"{TAG}:want:{replica_id}"
+
+
 def reservation(request_id: str) -> str:
     """string, kept 24 h: `open|step|pool|hold|note` or `waiting|…`, once over `settled|step|cost|saved`,
     `expired|step|charge|hold` or `cancelled|step|0|0` (micro-USD). A waiter that was granted a slot stays
@@ -138,6 +151,11 @@ def stats(day: str) -> str:
 def idempotency(tenant: str, digest: str) -> str:
     """string with PX: what became of the first call under an Idempotency-Key."""
     return f"{TAG}:idem:{tenant}:{digest}"
+
+
+def scaling(pool: str) -> str:
+    """string (JSON) with PX: how many replicas the pool shall have, and why."""
+    return f"{TAG}:scaling:{pool}"
 
 
 def grants_channel(gateway: str) -> str:

@@ -146,12 +146,14 @@ class Considered:
 @record
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """The candidates of the decision that holds this give a draft, `drafts` times in the same call. One
-    that the verifiers of the policy `policy` refuse goes to `then`."""
+    """The candidates of the decision that holds this give a draft, `drafts` times in the same call, with the
+    logprobs of its tokens if `logprobs`. One that the verifiers of the policy `policy` refuse goes to
+    `then`."""
 
     policy: str
     then: Decision
     drafts: int = 1
+    logprobs: bool = False
 
 
 @record
@@ -213,7 +215,9 @@ class ReplicaPhase(StrEnum):
 @record
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """One entry of the replica directory, written by the replica itself with every heartbeat."""
+    """One entry of the replica directory, written by the replica itself with every heartbeat. `adapters`: id
+    and state (loaded, host, loading, disk, failed); `adapter_problems`: id and sentence; `adapter_uses`: id,
+    calls that ended and their time in ms, since the replica started."""
 
     replica_id: str
     pool: str
@@ -226,13 +230,25 @@ class ReplicaState:
     kernels: str = "none"
     simulated: bool = False
     adapters: tuple[tuple[str, str], ...] = ()
+    adapter_problems: tuple[tuple[str, str], ...] = ()
+    adapter_uses: tuple[tuple[str, int, int], ...] = ()
     max_outstanding_tokens: int = 0
     load_requests: int = 0
     load_tokens: int = 0
     rss_bytes: int = 0
     pid: int = 0
 
+    @property
+    def held_adapters(self) -> list[str]:
+        """Those for which a call should come here: it waits for no load, or for one that is under way."""
+        return [name for name, state in self.adapters if state in _HERE]
+
+    @property
+    def adapters_loading(self) -> int:
+        return sum([state == "loading" for _, state in self.adapters])
+
     def to_json(self) -> dict[str, Any]:
+        problems = dict(self.adapter_problems)
         return {
             "id": self.replica_id,
             "state": self.phase.value,
@@ -241,7 +257,10 @@ class ReplicaState:
             "detail": self.detail,
             "kernels": self.kernels,
             "simulated": self.simulated,
-            "adapters": [{"id": name, "state": state} for name, state in self.adapters],
+            "adapters": [
+                {"id": name, "state": state, "detail": problems.get(name, "")}
+                for name, state in self.adapters
+            ],
             "outstanding_requests": self.load_requests,
             "outstanding_tokens": self.load_tokens,
             "max_concurrency": self.max_concurrency,
@@ -249,6 +268,9 @@ class ReplicaState:
             "rss_bytes": self.rss_bytes,
             "pid": self.pid,
         }
+
+
+_HERE = ("loaded", "host", "loading")
 
 
 @record
@@ -288,7 +310,8 @@ class Placement:
     """What makes one replica dearer than another for a candidate, in nano-USD: the call itself, each token
     that is outstanding there, loading the adapter where it is not resident; and `credit_nano_usd` off on the
     replica that probably has the prompt's prefix cached. `service_us` and `slots` (per replica) are for the
-    predicted wait of a pool that has not ended a call yet."""
+    predicted wait of a pool that has not ended a call yet. `wake_ms`: how long a pool that sleeps takes to
+    its first replica, so that the call may wait for it; 0: a pool without a replica is passed over."""
 
     base_nano_usd: int = 0
     per_token_nano_usd: int = 1
@@ -297,6 +320,7 @@ class Placement:
     credit_nano_usd: int = 0
     service_us: int = 1_000_000
     slots: int = 1
+    wake_ms: int = 0
 
 
 _NEUTRAL = Placement()

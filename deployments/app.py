@@ -8,27 +8,41 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
+from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from cluster.config import ClusterConfig, NodeClass, PoolConfig
-from cluster.errors import SchedulerUnavailable
+from cluster.config.memory import replica_memory_bytes
+from cluster.errors import SchedulerUnavailable, StartError
 from cluster.placement.nodes import find_nodes, pool_gpus
 from cluster.types import NodeState
+from deployments.autoscaling import replica_count
+from deployments.controller.replica import ControllerReplica
 from deployments.engine_replica import DRAIN_S
 from deployments.engine_sim import SimulatedReplica
+from deployments.engine_upstream import UpstreamReplica
 from deployments.engine_vllm import VllmReplica
 from deployments.gateway.replica import DRAIN_S as GATEWAY_DRAIN_S
 from deployments.gateway.replica import GatewayReplica
 from deployments.runtime import Runtime
 
-ENGINES = {"vllm": VllmReplica, "simulated": SimulatedReplica}
+ENGINES = {"vllm": VllmReplica, "simulated": SimulatedReplica, "upstream": UpstreamReplica}
 GATEWAY_APP = "gateway"
+CONTROLLER_APP = "controller"
 POOL_APP_PREFIX = "pool-"
 ENTRY_TIMEOUT_S = 20.0
 
 
-def deploy(runtime: Runtime, nodes: Iterable[NodeState]) -> Iterator[str]:
+def application_names(config: ClusterConfig) -> tuple[str, ...]:
+    """Of the Serve applications, the gateway's first."""
+    controller = (CONTROLLER_APP,) if config.places_adapters else ()
+    return (GATEWAY_APP, *controller, *(POOL_APP_PREFIX + name for name in config.pools))
+
+
+def deploy(runtime: Runtime, nodes: Iterable[NodeState], gateway_node_id: str | None = None) -> Iterator[str]:
     """Hand the gateway and all pools to Serve, the smallest tier first; yields while it waits.
+
+    Gateways run on `gateway_node_id`, unless the YAML gives them a node class.
 
     The next pool follows when the one before has taken its first step on a node (or after
     ENTRY_TIMEOUT_S): the engines of one CPU node load one after the other, and the small tier shall be the
@@ -41,14 +55,18 @@ def deploy(runtime: Runtime, nodes: Iterable[NodeState]) -> Iterator[str]:
     proxy_port = config.gateway.serve_proxy_port
     if proxy_port is None:
         serve.start(proxy_location="Disabled")
-        _run(gateway_application(runtime), GATEWAY_APP)
+        _run(gateway_application(runtime, gateway_node_id), GATEWAY_APP)
     else:
         serve.start(
             proxy_location="EveryNode", http_options={"host": config.gateway.host, "port": proxy_port}
         )
-        _run(gateway_application(runtime), GATEWAY_APP, route_prefix="/")
+        _run(gateway_application(runtime, gateway_node_id), GATEWAY_APP, route_prefix="/")
+    if config.places_adapters:
+        _run(controller_application(runtime), CONTROLLER_APP)
     for name in sorted(config.pools, key=lambda pool: config.tiers.index(config.pools[pool].tier)):
         _run(pool_application(name, runtime, known), POOL_APP_PREFIX + name)
+        if config.pools[name].min_replicas == 0:
+            continue  # it sleeps
         deadline = time.monotonic() + ENTRY_TIMEOUT_S
         while time.monotonic() < deadline and not _has_entry(runtime, name):
             yield name
@@ -73,19 +91,34 @@ def _has_entry(runtime: Runtime, pool: str) -> bool:
     return asyncio.run(ask())
 
 
-def gateway_application(runtime: Runtime) -> serve.Application:
+def gateway_application(runtime: Runtime, node_id: str | None = None) -> serve.Application:
     by_proxy = runtime.config.gateway.serve_proxy_port is not None
+    node_class = runtime.config.gateway.node_class
+    placement: dict[str, Any] = {}
+    if node_class is not None:
+        placement = label_options(runtime.config.node_classes[node_class])
+    elif node_id is not None:
+        placement = {"label_selector": {"ray.io/node-id": node_id}}
     return (
         serve.deployment(serve.ingress()(GatewayReplica) if by_proxy else GatewayReplica)
         .options(
             name="gateway",
             num_replicas=runtime.config.gateway.replicas,
-            ray_actor_options={"num_cpus": 0},
+            ray_actor_options={"num_cpus": 0, **placement},
             max_constructor_retry_count=2,
             health_check_period_s=5,
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=GATEWAY_DRAIN_S + 15,
         )
+        .bind(runtime)
+    )
+
+
+def controller_application(runtime: Runtime) -> serve.Application:
+    """For fleets with slots for adapters of the registry."""
+    return (
+        serve.deployment(ControllerReplica)
+        .options(name="controller", ray_actor_options={"num_cpus": 0}, health_check_period_s=5)
         .bind(runtime)
     )
 
@@ -98,7 +131,7 @@ def pool_application(name: str, runtime: Runtime, nodes: Iterable[NodeState]) ->
         serve.deployment(ENGINES[pool.engine])
         .options(
             name=name,
-            num_replicas=pool.min_replicas,
+            **replica_count(name, runtime),
             max_constructor_retry_count=2,
             health_check_period_s=2,
             health_check_timeout_s=10,
@@ -126,12 +159,17 @@ def placement_options(
             "placement_group_strategy": "STRICT_PACK",
             "placement_group_bundle_label_selector": [selector] * len(bundles) if selector else None,
         }
-    options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool_gpus(pool)}
+    return {"ray_actor_options": {"num_cpus": pool.cpus, "num_gpus": pool_gpus(pool), **label_options(node)}}
+
+
+def label_options(node: NodeClass) -> dict[str, Any]:
+    """Actor options for a node class: its selector, softly its fallbacks."""
+    options: dict[str, Any] = {}
     if node.label_selector:
         options["label_selector"] = node.label_selector
     if node.fallbacks:
         options["fallback_strategy"] = [{"label_selector": selector} for selector in node.fallbacks]
-    return {"ray_actor_options": options}
+    return options
 
 
 def ray_nodes() -> list[NodeState]:
@@ -163,7 +201,52 @@ def unplaceable(config: ClusterConfig, nodes: Iterable[NodeState]) -> dict[str, 
     """Pools that no node can hold, with the sentence that says why."""
     known = list(nodes)
     reasons = {
-        name: find_nodes(name, pool, config.node_classes[pool.node_class], known).why_not
+        name: find_nodes(
+            name,
+            pool,
+            config.node_classes[pool.node_class],
+            known,
+            # What a card has free, vLLM measures itself.
+            memory_bytes=0
+            if pool_gpus(pool) > 0
+            else replica_memory_bytes(pool, config.base_models[pool.base_model]),
+        ).why_not
         for name, pool in config.pools.items()
     }
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+class ApplicationArguments(BaseModel):
+    """`args` of an application in a Serve config (`sprat render serve`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, Any]
+    """The cluster YAML as one object; it holds no secrets."""
+
+    pool: str = ""
+
+
+def build_gateway(raw: dict[str, Any]) -> serve.Application:
+    """`import_path` of the gateway, called by Serve with `args`. Secrets come from the node's environment."""
+    runtime, _ = _from_arguments(raw)
+    return gateway_application(runtime)
+
+
+def build_controller(raw: dict[str, Any]) -> serve.Application:
+    """`import_path` of the controller."""
+    runtime, _ = _from_arguments(raw)
+    return controller_application(runtime)
+
+
+def build_pool(raw: dict[str, Any]) -> serve.Application:
+    """`import_path` of a pool."""
+    runtime, pool = _from_arguments(raw)
+    if pool not in runtime.config.pools:
+        raise StartError(f"there is no pool {pool!r} in this config. Render it again.")
+    return pool_application(pool, runtime, ray_nodes())
+
+
+def _from_arguments(raw: dict[str, Any]) -> tuple[Runtime, str]:
+    arguments = ApplicationArguments.model_validate(raw)
+    return Runtime.from_environment(ClusterConfig.model_validate(arguments.config)), arguments.pool

@@ -10,6 +10,7 @@ from cluster.clock import SystemClock
 from cluster.config import ClusterConfig
 from cluster.cost import pool_price, usd
 from cluster.errors import SchedulerUnavailable
+from cluster.scheduler.pool_demand import said_targets
 from cluster.scheduler.redis_connection import connect
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import CLASSES
@@ -40,21 +41,26 @@ async def cluster_status(state: StateFolder) -> dict[str, Any]:
         return status
     config = ClusterConfig.model_validate(supervisor["running"])
     status["redis"]["kind"] = "embedded" if supervisor["redis_url"].startswith("unix://") else "external"
-    scheduler = RedisScheduler(connect(supervisor["redis_url"]), SystemClock())
+    client = connect(supervisor["redis_url"])
+    scheduler = RedisScheduler(client, SystemClock())
+    targets: dict[str, dict[str, Any]] = {}
     try:
         loads = {name: await scheduler.pool_load(name) for name in config.pools}
         spend = await scheduler.spend_today()
+        targets = await said_targets(client, list(config.pools))
         status["redis"]["state"] = "ok"
     except SchedulerUnavailable as error:
         loads, spend = {name: PoolLoad() for name in config.pools}, Spend()
         status["redis"] |= {"state": "unavailable", "problem": str(error)}
     finally:
         await scheduler.close()
-    status["pools"] = [_pool(config, name, loads[name], observed) for name in config.pools]
+    status["pools"] = [
+        _pool(config, name, loads[name], observed, targets.get(name, {})) for name in config.pools
+    ]
     gateway = observed.get("serve", {}).get("gateway", {})
     status["gateway"] = {"serve": gateway.get("status", "unknown"), "problem": _serve_problem(gateway)}
     status["ready"] = "RUNNING" in status["gateway"]["serve"] and all(
-        pool["ready"] >= pool["target"] for pool in status["pools"]
+        pool["ready"] >= config.pools[pool["name"]].min_replicas for pool in status["pools"]
     )
     status["problem"] = status["problem"] or status["gateway"]["problem"]
     status["spend"] = {
@@ -91,8 +97,12 @@ async def live_budgets(
         await scheduler.close()
 
 
-def _pool(config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, Any]) -> dict[str, Any]:
+def _pool(
+    config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, Any], said: dict[str, Any]
+) -> dict[str, Any]:
+    """`said`: what autoscaling decided last; empty where nobody decides."""
     pool = config.pools[name]
+    target = said.get("replicas", pool.min_replicas)
     node = config.node_classes[pool.node_class]
     price = pool_price(pool, node)
     serve = observed.get("serve", {}).get(name, {})
@@ -103,14 +113,18 @@ def _pool(config: ClusterConfig, name: str, load: PoolLoad, observed: dict[str, 
         "engine": pool.engine,
         "node_class": pool.node_class,
         "ready": sum(replica.phase is ReplicaPhase.READY for replica in load.replicas),
-        "target": pool.min_replicas,
+        "target": target,
+        "asleep": target == 0 and not load.replicas,
+        "scaling": said or {"reason": "fixed" if pool.min_replicas == pool.max_replicas else "unknown"},
         "leases": load.leases,
         "queue": dict(zip(CLASSES, load.waiting, strict=True)),
         "replicas": [replica.to_json() for replica in load.replicas],
         "serve": serve.get("status", "unknown"),
         "problem": observed.get("unplaceable", {}).get(name) or _serve_problem(serve),
         "price": {
-            "source": "declared node price / measured throughput",
+            "source": "list price"
+            if pool.engine == "upstream"
+            else "declared node price / measured throughput",
             "prompt_usd_per_mtok": usd(price.prompt_micro_usd_per_mtok),
             "output_usd_per_mtok": usd(price.output_micro_usd_per_mtok),
             "node_usd_per_hour": node.paid_usd_per_hour,

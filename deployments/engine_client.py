@@ -6,6 +6,7 @@ The answer's bytes are handed on as they come, without a task switch per piece (
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -15,6 +16,13 @@ from cluster.errors import EngineFailed
 
 IDLE_CONNECTION_S = 60.0
 """Below the engines' own keep-alive of 75 s, so that a call meets no connection that was just closed."""
+
+SILENT_PEER_S = 3
+"""As long as the directory keeps a replica without heartbeat. A host that lost its power or its network
+closes nothing: without this a call on an open connection would wait until its own time limit."""
+
+ADAPTER_HEADER = "x-sprat-adapter"
+"""Names the adapter that a call runs with: the replica loads it where it is not there."""
 
 MAX_ANSWER_BYTES = 64 * 2**20
 HEADS_KEPT = 4096
@@ -241,13 +249,13 @@ class EngineClient:
         self._token = gateway_token
         self._connect_timeout_s = connect_timeout_s
         self._pools: defaultdict[str, _Pool] = defaultdict(_Pool)
-        self._heads: dict[tuple[str, str], bytes] = {}
+        self._heads: dict[tuple[str, str, str | None], bytes] = {}
         self._loop = asyncio.get_running_loop()
 
-    async def post(self, address: str, path: str, body: bytes) -> EngineAnswer:
+    async def post(self, address: str, path: str, body: bytes, adapter: str | None = None) -> EngineAnswer:
         """When status and headers are there; to be closed. Raises EngineFailed: not reached, or lost before
         it answered."""
-        request = b"%b%d\r\n\r\n%b" % (self._head(address, path), len(body), body)
+        request = b"%b%d\r\n\r\n%b" % (self._head(address, path, adapter), len(body), body)
         pool = self._pools[address]
         connection = pool.take(self._loop.time())
         if connection is not None:
@@ -269,24 +277,36 @@ class EngineClient:
         host, _, port = address.rpartition(":")
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await self._loop.create_connection(
+                transport, connection = await self._loop.create_connection(
                     lambda: _Connection(pool), host.strip("[]"), int(port)
                 )
         except (OSError, TimeoutError, ValueError) as error:
             raise EngineFailed("The engine could not be reached.") from error
+        _notice_silence(transport.get_extra_info("socket"))
         return connection
 
-    def _head(self, address: str, path: str) -> bytes:
-        head = self._heads.get((address, path))
+    def _head(self, address: str, path: str, adapter: str | None) -> bytes:
+        head = self._heads.get((address, path, adapter))
         if head is None:
             if len(self._heads) >= HEADS_KEPT:
                 self._heads.clear()
+            named = "" if adapter is None else f"{ADAPTER_HEADER}: {adapter}\r\n"
             head = (
-                f"POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {self._token}\r\n"
+                f"POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {self._token}\r\n{named}"
                 "content-type: application/json\r\ncontent-length: "
             ).encode("ascii")
-            self._heads[address, path] = head
+            self._heads[address, path, adapter] = head
         return head
+
+
+def _notice_silence(sock: socket.socket) -> None:
+    """The kernel asks a peer that is silent whether it is there, and ends the connection when nothing comes
+    back. The host of an engine that computes answers these probes for it."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, SILENT_PEER_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_PEER_S * 1000)
 
 
 async def _begun(answer: EngineAnswer) -> EngineAnswer:

@@ -13,7 +13,9 @@ import os
 import secrets
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
@@ -21,16 +23,23 @@ import ray
 
 from cluster.clock import SystemClock
 from cluster.config import PoolConfig
-from cluster.errors import SchedulerUnavailable
+from cluster.errors import SchedulerUnavailable, StartError
 from cluster.placement.memory import memory_problem
 from cluster.placement.nodes import pool_gpus
+from cluster.scheduler.desired_sets import DesiredSets
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.scheduler import HEARTBEAT_PERIOD_S
 from cluster.types import ReplicaPhase, ReplicaState
+from deployments.residency.engine import AdapterEngine, AdapterNotLoaded
+from deployments.residency.files import RegistryFiles
+from deployments.residency.residency import AdapterResidency
 from deployments.runtime import Runtime
 from deployments.serve_address import keep_serve_on_node_address
 
 logger = logging.getLogger("ray.serve")
+
+SHORTEST_BEAT_S = 0.05
+"""Adapters that come and go one after the other are told together."""
 
 DRAIN_S = 30.0
 """Longest wait for running requests when Serve stops the replica."""
@@ -50,6 +59,8 @@ class EngineReplica:
         self.runtime = runtime
         self.pool: PoolConfig = runtime.config.pools[pool_name]
         self._scheduler: RedisScheduler = runtime.scheduler()
+        self._desired = DesiredSets(runtime.redis())
+        self._residency: AdapterResidency | None = None
         self._state = ReplicaState(
             replica_id=f"{pool_name}-{secrets.token_hex(4)}",
             pool=pool_name,
@@ -62,6 +73,8 @@ class EngineReplica:
             simulated=self.simulated,
             kernels=self.kernels,
         )
+        self._loop_of_serve = asyncio.get_running_loop()
+        self._is_changed = asyncio.Event()
         self._heartbeat = asyncio.create_task(self._beat())
         try:
             self._check_memory()
@@ -77,7 +90,6 @@ class EngineReplica:
             detail=self.warning,
             address=address,
             kernels=self.kernels,
-            adapters=tuple((adapter, "loaded") for adapter in self.pool.adapters),
         )
         await self._tell()
 
@@ -99,6 +111,24 @@ class EngineReplica:
         interface that Ray uses elsewhere."""
         host: str = ray.util.get_node_ip_address()
         return host
+
+    async def start_residency(self, engine: AdapterEngine, base: Path | None) -> AdapterResidency:
+        """To be called in the engine's event loop, before the first call; `base` is the folder of the base
+        model's weights. Raises StartError for a pinned adapter that cannot be loaded."""
+        residency = AdapterResidency(
+            engine,
+            await RegistryFiles.of(self.runtime, self.pool_name, base),
+            room=self.pool.adapters_on_host,
+            pinned=self.pool.adapters,
+            changed=self._tell_soon,
+        )
+        try:
+            await residency.hold(self.pool.adapters)
+        except AdapterNotLoaded as error:
+            raise StartError(f"{error} Check the adapter's files and its rank.") from error
+        self._looking = asyncio.create_task(residency.keep_looking())
+        self._residency, self._loop_of_engine = residency, asyncio.get_running_loop()
+        return residency
 
     def report(self, detail: str) -> None:
         """Show progress of loading in `sprat status`."""
@@ -142,16 +172,47 @@ class EngineReplica:
                 await self._die(failure)
             try:
                 await self._tell()
+                await self._obey()
             except Exception:  # a loop that ends silently would take this replica out for ever
                 logger.exception("heartbeat of %s failed", self._state.replica_id)
-            await asyncio.sleep(HEARTBEAT_PERIOD_S)
+            await self._next_beat()
+
+    def _tell_soon(self) -> None:
+        """From any thread."""
+        self._loop_of_serve.call_soon_threadsafe(self._is_changed.set)
+
+    async def _next_beat(self) -> None:
+        """After a second; sooner when an adapter came or went, so that calls find it."""
+        await asyncio.sleep(SHORTEST_BEAT_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_changed.wait(), HEARTBEAT_PERIOD_S - SHORTEST_BEAT_S)
+        self._is_changed.clear()
 
     async def _tell(self) -> None:
         """One heartbeat. A Redis that is away is no reason to die: the next beat tries again."""
+        residency = self._residency
+        if residency is not None:
+            self._set(
+                adapters=residency.states(),
+                adapter_problems=residency.problems(),
+                adapter_uses=residency.uses(),
+            )
         try:
             await self._scheduler.heartbeat(replace(self._state, rss_bytes=_tree_rss_bytes()))
         except SchedulerUnavailable:
             logger.warning("heartbeat of %s did not reach Redis", self._state.replica_id)
+
+    async def _obey(self) -> None:
+        """Take the desired set that the controller wrote for this replica."""
+        residency = self._residency
+        if residency is None or not self.pool.adapter_slots:
+            return
+        try:
+            desired = await self._desired.read(self._state.replica_id)
+        except SchedulerUnavailable:
+            return  # what is here stays
+        if desired is not None:
+            self._loop_of_engine.call_soon_threadsafe(residency.want, desired)
 
     async def _die(self, failure: str) -> NoReturn:
         """Leave the directory first, so that no further request comes, then let Serve start another."""

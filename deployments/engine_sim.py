@@ -6,7 +6,9 @@ from aiohttp import web
 
 from deployments.engine_replica import EngineReplica
 from deployments.free_port import bound_socket
-from deployments.sim.app import make_app
+from deployments.residency.guard import residency_middleware
+from deployments.sim.adapters import SimulatedAdapters
+from deployments.sim.app import SERVED, make_app
 from deployments.sim.profile import LatencyProfile
 from deployments.sim.settings import SimSettings
 
@@ -21,7 +23,7 @@ class SimulatedReplica(EngineReplica):
             raise ValueError(f"pool {self.pool_name} has no `simulated` section")
         application = make_app(
             SimSettings(
-                models=(self.pool.base_model, *self.pool.adapters),
+                models=(self.pool.base_model,),
                 context_tokens=self.pool.context_tokens,
                 embeds=self.pool.task == "embed",
                 profile=LatencyProfile(
@@ -34,6 +36,12 @@ class SimulatedReplica(EngineReplica):
                 token=self.runtime.gateway_token,
             )
         )
+        if self.pool.slots_for_adapters:
+            engine = SimulatedAdapters(
+                application[SERVED], profile.adapter_load_ms / 1000, self.pool.slots_for_adapters
+            )
+            residency = await self.start_residency(engine, base=None)
+            application.middlewares.append(residency_middleware(residency))
         self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
         await self._runner.setup()
         sock = bound_socket(self.listen_host())

@@ -14,14 +14,17 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from cluster.config import AdapterConfig, PoolConfig
+from cluster.config import PoolConfig
 from cluster.errors import StartError
 from cluster.placement.nodes import pool_gpus
-from deployments.engine_guard import EngineGuard
+from deployments.engine_guard import Application, EngineGuard
 from deployments.engine_replica import EngineReplica
 from deployments.free_port import bound_socket
 from deployments.loading_turn import loading_turn
 from deployments.orphan_guard import OWNER_VARIABLE
+from deployments.residency.guard import ResidencyGuard
+from deployments.residency.vllm_adapters import VllmAdapters
+from deployments.weights.quantisation import quantisation_flags
 from kernels.plugin.guard import SWITCH
 from kernels.plugin.health import PLUGIN, WORKER_EXTENSION, kernels_in_use
 
@@ -84,19 +87,23 @@ class VllmReplica(EngineReplica):
 
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        flags = engine_flags(self.pool, str(self.runtime.weights_of(self.pool.base_model)))
+        weights = self.runtime.weights_of(self.pool.base_model)
+        flags = [*quantisation_flags(self.pool, weights), *engine_flags(self.pool, str(weights))]
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
         engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
         async with build_async_engine_client_from_engine_args(engine_arguments) as engine:
             tasks = await engine.get_supported_tasks()
             application = build_app(arguments, tasks, engine.model_config)
             await init_app_state(engine, application.state, arguments, tasks)
-            await self._check_kernels(engine)
-            await self._load_adapters(application.state.openai_serving_models)
+            wrapped: Application = application
+            if self.pool.slots_for_adapters:
+                await self._check_kernels(engine)
+                adapters = VllmAdapters(application.state.openai_serving_models, engine)
+                wrapped = ResidencyGuard(application, await self.start_residency(adapters, weights))
             sock = bound_socket(self.listen_host())
             server = uvicorn.Server(
                 uvicorn.Config(
-                    EngineGuard(application, self.runtime.gateway_token),
+                    EngineGuard(wrapped, self.runtime.gateway_token),
                     log_level="warning",
                     access_log=False,
                     lifespan="on",
@@ -116,26 +123,11 @@ class VllmReplica(EngineReplica):
             await serving
 
     async def _check_kernels(self, engine: Any) -> None:
-        if not self.pool.slots_for_adapters:
-            return
         found = await kernels_in_use(engine)
         self.kernels = found.name
         if found.name != self.pool.kernels:
             self.warning = f"adapters run on {found.name} kernels, not on {self.pool.kernels}: {found.reason}"
             logger.warning("pool %s: %s", self.pool_name, self.warning)
-
-    async def _load_adapters(self, models: Any) -> None:
-        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
-
-        for adapter_id in self.pool.adapters:
-            path = _adapter_path(self.runtime.config.adapters[adapter_id])
-            answer = await models.load_lora_adapter(
-                LoadLoRAAdapterRequest(lora_name=adapter_id, lora_path=path)
-            )
-            if not isinstance(answer, str):
-                raise StartError(
-                    f"adapter {adapter_id!r} cannot be loaded: {answer}. Check its files and its rank."
-                )
 
 
 def engine_flags(pool: PoolConfig, weights: str) -> list[str]:
@@ -176,10 +168,6 @@ def engine_flags(pool: PoolConfig, weights: str) -> list[str]:
         if gpus == 0:
             flags.append("--enforce-eager")  # LoRA on CPU runs eagerly anyway; say so
     return flags + list(pool.engine_options)
-
-
-def _adapter_path(adapter: AdapterConfig) -> str:
-    return os.path.realpath(adapter.source.removeprefix("folder:"))
 
 
 def _set_environment(pool: PoolConfig, *, on_gpu: bool) -> None:

@@ -8,8 +8,9 @@ import subprocess
 import psutil
 
 from cluster.config import ClusterConfig
+from cluster.config.memory import replica_memory_bytes
 from cluster.errors import StartError
-from cluster.placement.memory import memory_problem, replica_memory_bytes
+from cluster.placement.memory import memory_problem
 from cluster.placement.nodes import pool_gpus
 from cluster.router.router import Router
 from deployments.free_port import bound_socket

@@ -14,8 +14,9 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,36 @@ from cluster.errors import StartError
 from deployments.private_folder import make_private
 
 STATE_VARIABLE = "SPRAT_STATE"
+TOKEN_VARIABLE = "SPRAT_GATEWAY_TOKEN"  # noqa: S105 (a name, not a secret)
+PEPPER_VARIABLE = "SPRAT_PEPPER"
+
+
+SHORTEST_SECRET = 32
+"""Characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Made once per state folder, mode 600."""
+    """Made once per state folder, mode 600; those of a fleet that several machines share come from their
+    environment."""
 
     pepper: bytes
     gateway_token: str
     ray_token: str
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Secrets:
+        """SPRAT_GATEWAY_TOKEN and SPRAT_PEPPER (hexadecimal), both set. Raises StartError."""
+        for name in (TOKEN_VARIABLE, PEPPER_VARIABLE):
+            if len(environ.get(name, "")) < SHORTEST_SECRET:
+                raise StartError(
+                    f"{name} must have at least {SHORTEST_SECRET} random characters: `openssl rand -hex 32`."
+                )
+        try:
+            pepper = bytes.fromhex(environ[PEPPER_VARIABLE])
+        except ValueError:
+            raise StartError(f"{PEPPER_VARIABLE} must be hexadecimal: `openssl rand -hex 32`.") from None
+        return cls(pepper, environ[TOKEN_VARIABLE], ray_token="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +129,12 @@ class StateFolder:
         return self.path / "store.sqlite"
 
     def secrets(self) -> Secrets:
-        """Read, or made at the first call."""
+        """From the environment, where it names them; else read, or made at the first call."""
+        if os.environ.get(PEPPER_VARIABLE) or os.environ.get(TOKEN_VARIABLE):
+            return replace(Secrets.from_environment(os.environ), ray_token=self._kept_secrets().ray_token)
+        return self._kept_secrets()
+
+    def _kept_secrets(self) -> Secrets:
         path = self.path / "secrets.json"
         if not path.exists():
             made = {
@@ -121,11 +148,15 @@ class StateFolder:
             raise StartError(
                 f"{path} is damaged. Restore it, or remove the state folder: all API keys become invalid."
             )
-        short = [name for name in ("pepper", "gateway_token", "ray_token") if len(kept.get(name, "")) < 32]
+        short = [
+            name
+            for name in ("pepper", "gateway_token", "ray_token")
+            if len(kept.get(name, "")) < SHORTEST_SECRET
+        ]
         if short:
             raise StartError(
-                f"{path}: {', '.join(short)} must have at least 32 random characters. Restore the file, or "
-                "remove the state folder: all API keys become invalid."
+                f"{path}: {', '.join(short)} must have at least {SHORTEST_SECRET} random characters. "
+                "Restore the file, or remove the state folder: all API keys become invalid."
             )
         if not self.ray_token_file.exists():
             write_text(self.ray_token_file, kept["ray_token"], mode=0o600)
@@ -157,6 +188,10 @@ class StateFolder:
         except (psutil.NoSuchProcess, FileNotFoundError):
             return None
         return record if alive else None
+
+    def last_record(self) -> dict[str, Any]:
+        """What the last supervisor wrote, whether it lives or was killed; empty after an ordered stop."""
+        return read_json(self._supervisor_file) or {}
 
     def forget_dead_supervisor(self) -> None:
         """Record and runtime folder of one that was killed; one that lives or just starts holds the lock."""

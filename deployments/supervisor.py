@@ -1,4 +1,5 @@
 """One detached process per state folder: owns Valkey and the local Ray, deploys, watches, stops both.
+Of a Ray that it joined (`--address`) it owns its applications only.
 
 Its standard input is a pipe from the `sprat up` that started it. Until that process writes
 `keep`, the end of the pipe means that it crashed or was interrupted, and everything stops: a start
@@ -28,6 +29,10 @@ import psutil
 from cluster.config import ClusterConfig, load_config
 from cluster.errors import SpratError, StartError
 from cluster.store import open_store
+from cluster.types import NodeState
+from deployments.joining import check_names, check_shared, gateway_address
+from deployments.node_facts import check_nodes
+from deployments.ray_cluster import JoinedRay, OwnRay, RayCluster, running_applications, this_node
 from deployments.runtime import Runtime
 from deployments.state_folder import Secrets, StateFolder
 from deployments.store_location import store_url
@@ -37,9 +42,6 @@ logger = logging.getLogger("sprat.supervisor")
 
 KEEP = b"keep\n"
 OBSERVE_PERIOD_S = 1.0
-OBJECT_STORE_BYTES = 200 * 2**20
-"""Small: request and answer bodies travel by HTTP, never through Ray's object store."""
-
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -49,8 +51,13 @@ class _Stopped(BaseException):
 
 
 class Supervisor:
-    def __init__(self, state: StateFolder, config_path: Path, weights: dict[str, str]) -> None:
+    def __init__(
+        self, state: StateFolder, config_path: Path, weights: dict[str, str], ray_cluster: RayCluster
+    ) -> None:
         self._state = state
+        self._ray = ray_cluster
+        self._applications: tuple[str, ...] = ()
+        """In Serve by our doing."""
         self._config_path = config_path
         self._config: ClusterConfig = load_config(config_path, os.environ)
         self._weights = weights
@@ -94,15 +101,10 @@ class Supervisor:
         store = store_url(self._state, self._config.store.url)
         self._state.write_supervisor({"store_url": store})
         open_store(store).dispose()  # brings it to the newest revision before any gateway asks
-        self._tell("starting Valkey")
         self._state.make_runtime()
-        redis_url = self._config.redis.url or os.environ.get("REDIS_URL", "")
-        if not redis_url:
-            self._start_valkey()
-            redis_url = f"unix://{self._state.valkey_socket}"
-        self._tell("starting Ray")
-        address = self._start_ray()
-        self._state.write_supervisor(self._record(redis_url, store, address))
+        self._tell("joining Ray" if self._ray.joined else "starting Ray")
+        address = self._ray.start()
+        self._listen_for_signals()  # Ray has put its own handlers in place of ours
 
         from deployments import app
 
@@ -110,6 +112,13 @@ class Supervisor:
         unplaceable = app.unplaceable(self._config, nodes)
         if unplaceable:
             raise StartError(" ".join(unplaceable.values()))
+        redis_url = self._config.redis.url or os.environ.get("REDIS_URL", "")
+        if self._ray.joined:
+            check_shared(self._config, nodes, redis_url, store)
+        if not redis_url:
+            self._tell("starting Valkey")
+            self._start_valkey()
+            redis_url = f"unix://{self._state.valkey_socket}"
         runtime = Runtime(
             config=self._config,
             redis_url=redis_url,
@@ -119,8 +128,15 @@ class Supervisor:
             gateway_token=self._secrets.gateway_token,
             pepper=self._secrets.pepper,
         )
+        applications = app.application_names(self._config)
+        if self._ray.joined:
+            self._tell("looking at the nodes")
+            check_names(applications, running_applications())
+            check_nodes(runtime, nodes)
+        self._applications = applications
+        self._state.write_supervisor(self._record(runtime, address, nodes))
         self._tell("deploying")
-        for _ in app.deploy(runtime, nodes):
+        for _ in app.deploy(runtime, nodes, this_node() if self._ray.joined else None):
             self._check_starter()
             self._observe()
             if self._stopping:
@@ -129,29 +145,6 @@ class Supervisor:
 
     def _start_valkey(self) -> None:
         self._valkey = start_server(self._state.valkey_socket, self._state.valkey_folder)
-
-    def _start_ray(self) -> str:
-        """A head node on loopback with token authentication, in this process's care; returns its address.
-
-        `ray.init` and not `ray start`: the latter always opens a Ray client server as well, and resolves
-        loopback to the machine's public address.
-        """
-        os.environ |= ray_environment(self._state)
-        shutil.rmtree(self._state.ray_folder, ignore_errors=True)
-
-        import ray
-
-        context = ray.init(
-            namespace="sprat",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(self._state.ray_folder),
-            _node_ip_address="127.0.0.1",
-        )
-        self._listen_for_signals()  # Ray has put its own handlers in place of ours
-        return str(context.address_info["gcs_address"])
 
     # Watching.
 
@@ -214,16 +207,19 @@ class Supervisor:
         self._problem = problem
         self._tell("failed")
 
-    def _record(self, redis_url: str, store: str, ray_address: str) -> dict[str, Any]:
+    def _record(self, runtime: Runtime, ray_address: str, nodes: list[NodeState]) -> dict[str, Any]:
+        gateway = self._config.gateway
         return {
             "config": str(self._config_path.absolute()),
             # What runs, environment overrides included; the file may change meanwhile.
             "running": self._config.model_dump(mode="json", by_alias=True),
             "config_digest": config_digest(self._config),
-            "redis_url": redis_url,
-            "store_url": store,
+            "redis_url": runtime.redis_url,
+            "store_url": runtime.store_url,
             "ray_address": ray_address,
-            "endpoint": f"http://{self._config.gateway.host}:{self._config.gateway.port}/v1",
+            "joined": self._ray.joined,
+            "applications": self._applications,
+            "endpoint": f"http://{gateway_address(self._config, nodes)}:{gateway.port}/v1",
         }
 
     # Stopping.
@@ -248,9 +244,8 @@ class Supervisor:
             self._tell("stopping")
         valkey_pid = self._valkey.pid if self._valkey is not None else None
         ours = [each for each in psutil.Process().children(recursive=True) if each.pid != valkey_pid]
-        if "ray" in sys.modules:
-            _stop_ray()
-            _end_all(ours)
+        self._ray.stop(self._applications)
+        _end_all(ours)
         if self._valkey is not None:
             stop_server(self._valkey)
         self._keep_logs()
@@ -272,21 +267,6 @@ class Supervisor:
             )
 
 
-def ray_environment(state: StateFolder) -> dict[str, str]:
-    """For every process that joins the local Ray (THREATS.md 4)."""
-    return {
-        # Keep to loopback, as Ray does on laptops with other systems; else it takes the public address.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(state.ray_token_file),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_ENABLE_HA_PROXY": "0",
-        "SERVE_SLOW_STARTUP_WARNING_S": "600",
-        # Two cores run everything on a laptop; a busy node is not a dead node.
-        "RAY_health_check_failure_threshold": "20",
-    }
-
-
 def config_digest(config: ClusterConfig) -> str:
     return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
 
@@ -299,24 +279,6 @@ def _end_all(processes: list[psutil.Process]) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=5)
-
-
-def _stop_ray() -> None:
-    import ray
-    from ray import serve
-
-    from deployments.app import GATEWAY_APP
-
-    if not ray.is_initialized():
-        return
-    try:
-        # Gateways first: their calls end and are settled while the engines are still there.
-        if GATEWAY_APP in serve.status().applications:
-            serve.delete(GATEWAY_APP)
-        serve.shutdown()
-    except Exception:  # a Ray that is broken already must not keep the rest from stopping
-        logger.exception("Serve did not shut down in order")
-    ray.shutdown()
 
 
 def _take(lock: IO[str]) -> bool:
@@ -336,6 +298,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--weights", type=json.loads, default={})
+    parser.add_argument("--address", help="of a Ray cluster to join")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     state = StateFolder(arguments.state)
@@ -345,7 +308,8 @@ def main() -> int:
             logger.error("another supervisor holds %s", state.lock_file)
             return 3
         state.write_supervisor({})
-        return Supervisor(state, arguments.config, arguments.weights).run()
+        ray_cluster = JoinedRay(arguments.address) if arguments.address else OwnRay(state)
+        return Supervisor(state, arguments.config, arguments.weights, ray_cluster).run()
 
 
 if __name__ == "__main__":

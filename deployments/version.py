@@ -11,3 +11,8 @@ def version() -> str:
         return installed_version("sprat")
     except PackageNotFoundError:  # run from a tree that was never installed
         return "0.0.0+tree"
+
+
+def ray_version() -> str:
+    """The installed Ray: rendered files ask for the same."""
+    return installed_version("ray")

@@ -32,8 +32,8 @@ from cluster.scheduler.scheduler import Scheduler
 from cluster.store import open_store, sqlite_url
 from cluster.store.schema import metadata
 from deployments.free_port import free_port
+from deployments.ray_cluster import ray_environment
 from deployments.state_folder import StateFolder
-from deployments.supervisor import ray_environment
 from deployments.valkey import find_server_binary, start_server, stop_server
 from tests.builders import NOON_MS
 from tests.fault_matrix import configure_fault_matrix, measured, pytest_addoption, recovered  # noqa: F401 (hooks)

@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,17 @@ from cluster.errors import SchedulerUnavailable
 from cluster.ledger import Ledger
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.store import KeyStore, open_store, sqlite_url
+from cluster.store.adapters import Adapters
 from cluster.tenants import Budget, KeyLimits, digest_of
 from cluster.types import ReplicaPhase, ReplicaState
 from deployments.free_port import bound_socket, free_port
 from deployments.gateway.replica import RunningGateway, start_gateway
+from deployments.residency.engine import AdapterNotLoaded
+from deployments.residency.guard import residency_middleware
+from deployments.residency.residency import AdapterResidency
 from deployments.runtime import Runtime
-from deployments.sim.app import ENGINE, make_app
+from deployments.sim.adapters import SimulatedAdapters
+from deployments.sim.app import ENGINE, SERVED, make_app
 from deployments.sim.profile import LatencyProfile
 from deployments.sim.settings import SimSettings
 from tests.configs import config_of, simulated
@@ -42,6 +47,23 @@ FAST = LatencyProfile(
 
 
 @dataclass
+class AdapterRoom:
+    """How an engine under test holds adapters. Files of those in `broken` cannot be had."""
+
+    places: int = 2
+    load_s: float = 0.05
+    broken: set[str] = field(default_factory=set)
+
+    async def folder_of(self, adapter_id: str) -> Path:
+        if adapter_id in self.broken:
+            raise AdapterNotLoaded(f"the store of {adapter_id} does not answer")
+        return Path("/nowhere")
+
+    def release(self, adapter_id: str) -> None:
+        """Nothing was kept."""
+
+
+@dataclass
 class RunningEngine:
     """A simulated engine and its entry in the replica directory."""
 
@@ -49,6 +71,7 @@ class RunningEngine:
     application: web.Application
     runner: web.AppRunner
     beat: asyncio.Task[None]
+    residency: AdapterResidency | None = None
 
     @property
     def running(self) -> int:
@@ -82,9 +105,19 @@ class GatewayUnderTest:
     session: aiohttp.ClientSession
     keys: KeyStore
     ledger: Ledger
+    registry: Adapters
     engines: dict[str, RunningEngine] = field(default_factory=dict)
 
-    async def add_engine(self, pool: str, replica_id: str, *, cap: int = 4, **settings: Any) -> RunningEngine:
+    async def add_engine(
+        self,
+        pool: str,
+        replica_id: str,
+        *,
+        cap: int = 4,
+        adapters: AdapterRoom | None = None,
+        **settings: Any,
+    ) -> RunningEngine:
+        """`adapters`: it loads them on demand, as replicas of a pool with slots for them do."""
         config = self.config.pools[pool]
         application = make_app(
             SimSettings(
@@ -100,6 +133,16 @@ class GatewayUnderTest:
                 )
             )
         )
+        residency, changed = None, asyncio.Event()
+        if adapters is not None:
+            residency = AdapterResidency(
+                SimulatedAdapters(application[SERVED], adapters.load_s, adapters.places),
+                adapters,
+                adapters.places,
+                (),
+                changed.set,
+            )
+            application.middlewares.append(residency_middleware(residency))
         runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0)
         await runner.setup()
         sock = bound_socket("127.0.0.1")
@@ -114,13 +157,25 @@ class GatewayUnderTest:
             max_concurrency=cap,
         )
         await self.scheduler.heartbeat(state)
-        engine = RunningEngine(state, application, runner, asyncio.create_task(self._beat(state)))
+        beat = asyncio.create_task(self._beat(state, residency, changed))
+        engine = RunningEngine(state, application, runner, beat, residency)
         self.engines[replica_id] = engine
         return engine
 
-    async def _beat(self, state: ReplicaState) -> None:
+    async def _beat(
+        self, state: ReplicaState, residency: AdapterResidency | None, changed: asyncio.Event
+    ) -> None:
         while True:
-            await asyncio.sleep(0.5)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), 0.5)
+            changed.clear()
+            if residency is not None:
+                state = replace(
+                    state,
+                    adapters=residency.states(),
+                    adapter_problems=residency.problems(),
+                    adapter_uses=residency.uses(),
+                )
             with suppress(SchedulerUnavailable):
                 await self.scheduler.heartbeat(state)
 
@@ -271,6 +326,7 @@ async def running_gateway(
             session,
             keys,
             Ledger(store),
+            Adapters(store),
         )
         try:
             yield under_test

@@ -112,12 +112,14 @@ RULES = {
         what=(
             *("deployments.app", "deployments.supervisor", "deployments.cli", "deployments.sim"),
             *("deployments.engine_replica", "deployments.engine_sim", "deployments.engine_vllm"),
+            *("deployments.engine_upstream", "deployments.upstream"),
         ),
     ),
     "vllm stands behind one module": Rule(
         what=("vllm",),
         but=(
             "deployments/engine_vllm.py",
+            "deployments/residency/vllm_adapters.py",
             "kernels/plugin/*.py",
             "kernels/benchmark/*.py",
             "rivals/*.py",
@@ -183,7 +185,9 @@ LINES = (
     FOUNDATION,
     ("sources", "tenants"),
     ("decision_log",),
-    ("config", "store"),
+    ("config",),
+    ("adapters", "catalogue"),
+    ("store",),
     ("registry", "ledger", "cost", "perf", "metrics"),
     ("router", "scheduler", "placement"),
     ("planner", "flywheel"),

@@ -6,6 +6,7 @@ from cluster.config.policies import Rule
 from cluster.config.problems import ConfigProblems, Problem
 from cluster.config.schema import (
     AdapterConfig,
+    AutoscaleConfig,
     BaseModelConfig,
     ClusterConfig,
     GatewayConfig,
@@ -19,6 +20,7 @@ from cluster.config.schema import (
 __all__ = [
     "AUTO",
     "AdapterConfig",
+    "AutoscaleConfig",
     "BaseModelConfig",
     "ClusterConfig",
     "ConfigProblems",

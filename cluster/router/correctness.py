@@ -3,7 +3,8 @@
 Two views of a prompt are weighed against each other: a ridge regression per model on hashed n-grams and
 length, and what is known of the nearest labelled prompts. The weights are those that would have told the
 models apart best on prompts that were left out (stacking, Breiman 1996); what comes out is calibrated on
-the same ones. The length stands beside the n-grams because it holds where no n-gram was seen before.
+the same ones. The length stands beside the n-grams because it holds where no n-gram was seen before. As far
+as a prompt is of another kind than the labelled ones, how hard it looks takes the place of both views.
 
 It reads a prompt in less than a millisecond, is trained in seconds to minutes, gives the same for the same
 data, and on RouteLLM's labels is better than sentence embeddings (DECISIONS 2026-11-22).
@@ -25,13 +26,15 @@ from scipy.sparse.linalg import lsqr
 from cluster.errors import ConfigError
 from cluster.router.array_file import ArrayFile, read_array_file, write_array_file
 from cluster.router.calibration import Calibration
+from cluster.router.difficulty import Difficulty
+from cluster.router.familiarity import Familiarity, enough_of
 from cluster.router.folds import part_of_rows
 from cluster.router.neighbours import Neighbours
 from cluster.router.ngrams import SIZE, Counts, counts_of, inverse_document_frequencies, weighted
 
 Floats = NDArray[np.float64]
 
-KIND, VERSION = "correctness", 1
+KIND, VERSION = "correctness", 2
 MADE_BY = "sprat router train"
 
 RIDGES = (20.0, 80.0)
@@ -67,25 +70,26 @@ class CorrectnessModel:
     means: Floats
     neighbours: Neighbours
     share_of_neighbours: float
+    familiarity: Familiarity
+    difficulty: Difficulty
     calibrations: tuple[Calibration, ...]
     held_out: HeldOut
 
     def raw(self, prompts: Sequence[str]) -> Floats:
         """Uncalibrated, shape (prompts, models): finer than probabilities, so better for ranking."""
-        if len(prompts) == 1:
-            return self._raw_of_one(prompts[0])[np.newaxis]
-        rows = [_features(counts_of(prompt), prompt, self.idf) for prompt in prompts]
-        # In the types of weights and neighbours: scipy copies what differs, megabytes per call.
-        matrix = _matrix(rows).astype(np.float32)
-        near = self.neighbours.outcome(matrix)
-        found: Floats = matrix @ self.weights + self.share_of_neighbours * near + self.means
-        return found
+        return np.array([self._raw(prompt) for prompt in prompts]).reshape(-1, len(self.models))
 
-    def _raw_of_one(self, prompt: str) -> Floats:
-        """What the gateway asks for, in a third of the time that a batch of one takes."""
-        numbers, values = _features(counts_of(prompt), prompt, self.idf)
-        near = self.neighbours.outcome_of_one(numbers, values.astype(np.float32))
-        found: Floats = values @ self.weights[numbers] + self.share_of_neighbours * near + self.means
+    def _raw(self, prompt: str) -> Floats:
+        counts = counts_of(prompt)
+        familiar = self.familiarity(counts[0])
+        if not familiar:
+            return self.difficulty.probabilities(prompt)
+        numbers, values = weighted(counts, self.idf)
+        near = self.neighbours.outcome_of_one(numbers, values)
+        linear = values @ self.weights[numbers] + _length(prompt) * self.weights[LENGTH]
+        found: Floats = linear + self.share_of_neighbours * near + self.means
+        if familiar < 1:
+            found = familiar * found + (1 - familiar) * self.difficulty.probabilities(prompt)
         return found
 
     def probabilities(self, prompts: Sequence[str]) -> Floats:
@@ -118,11 +122,14 @@ class CorrectnessModel:
         parts = part_of_rows(len(prompts), FOLDS, seed=seed, groups=groups)
         views = np.empty((len(RIDGES) + 1, *right.shape))  # of each prompt while it was left out
         centres = np.empty(right.shape)
+        likenesses = np.empty(len(prompts))
         for part in range(FOLDS):
             inside, outside = np.flatnonzero(parts != part), np.flatnonzero(parts == part)
             idf = inverse_document_frequencies([counts[row] for row in inside])
             seen = _matrix([_features(counts[row], prompts[row], idf) for row in inside])
             unseen = _matrix([_features(counts[row], prompts[row], idf) for row in outside])
+            form = Familiarity.of([counts[row] for row in inside])
+            likenesses[outside] = [form.likeness(counts[row][0]) for row in outside]
             centres[outside] = right[inside].mean(axis=0)
             targets = right[inside] - right[inside].mean(axis=0)
             for number, ridge in enumerate(RIDGES):
@@ -150,6 +157,8 @@ class CorrectnessModel:
             means,
             Neighbours.of(matrix, (right - means).astype(np.float32), left_out=LENGTH),
             float(shares[-1]),
+            Familiarity.of(counts, enough_of(likenesses)),
+            Difficulty.fit(prompts, right, groups),
             calibrations,
             HeldOut(probabilities, right),
         )
@@ -165,6 +174,12 @@ class CorrectnessModel:
             "index_rows": index.indices.astype(np.int32),
             "index_starts": index.indptr.astype(np.int32),
             "outcomes": self.neighbours.outcomes,
+            "usual": self.familiarity.usual,
+            "usual_weights": self.familiarity.weights,
+            "familiar_enough": np.array(self.familiarity.enough),
+            "difficulty_slopes": self.difficulty.slopes,
+            "difficulty_centre": np.array(self.difficulty.centre),
+            "abilities": self.difficulty.abilities,
             "held_out_probabilities": self.held_out.probabilities,
             "held_out_right": self.held_out.right,
         }
@@ -192,6 +207,10 @@ class CorrectnessModel:
                 arrays["means"],
                 Neighbours(index, arrays["outcomes"]),
                 float(header["share_of_neighbours"]),
+                Familiarity(arrays["usual"], arrays["usual_weights"], float(arrays["familiar_enough"])),
+                Difficulty(
+                    float(arrays["difficulty_centre"]), arrays["difficulty_slopes"], arrays["abilities"]
+                ),
                 tuple(
                     Calibration(arrays[f"calibration_scores_{model}"], arrays[f"calibration_shares_{model}"])
                     for model in range(len(models))
@@ -220,7 +239,11 @@ def _stacked(views: Floats, outcomes: Floats) -> Floats:
 
 def _features(counts: Counts, prompt: str, idf: NDArray[np.floating]) -> Counts:
     numbers, values = weighted(counts, idf)
-    return np.append(numbers, LENGTH), np.append(values, log(1 + len(prompt)) - TYPICAL_LOG_LENGTH)
+    return np.append(numbers, np.int32(LENGTH)), np.append(values, np.float32(_length(prompt)))
+
+
+def _length(prompt: str) -> float:
+    return log(1 + len(prompt)) - TYPICAL_LOG_LENGTH
 
 
 def _solve(matrix: csr_array, targets: Floats, ridge: float) -> Floats:

@@ -27,7 +27,11 @@ MOST = 20_000
 PRIOR = 0.5
 """Weight of "as on average" beside the neighbours', each of which has the square of its likeness."""
 
-ROWS_AT_ONCE = 256
+MOST_POSTINGS = 4096
+"""Entries of the index that are read for a prompt, those of its rarest features first."""
+
+LEAST_LIKENESS = 0.03
+"""What is less like it says nothing of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +60,42 @@ class Neighbours:
         )
         return cls(index, outcomes.astype(np.float32))
 
-    def outcome_of_one(self, numbers: NDArray[np.int64], values: Floats) -> Floats:
-        """`outcome` of one prompt, given as the numbers and values of its features, shape (models,). A sparse
-        product costs more to prepare than to compute."""
+    def outcome_of_one(self, numbers: NDArray[np.int32], values: Floats) -> Floats:
+        """Mean outcome of the prompts nearest to one that is given as the numbers and values of its features,
+        shape (models,)."""
         starts = self.index.indptr[numbers]
         counts = self.index.indptr[numbers + 1] - starts
+        known = np.flatnonzero(counts)
+        starts, counts, values = starts[known], counts[known], values[known]
         ends = np.cumsum(counts)
-        at = np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
+        if len(ends) and ends[-1] > MOST_POSTINGS:
+            rarest = np.argsort(counts, kind="stable")
+            ends = np.cumsum(counts[rarest])
+            ends = ends[ends <= MOST_POSTINGS]
+            read = rarest[: len(ends)]
+            starts, counts, values = starts[read], counts[read], values[read]
+        if not len(ends):
+            return np.zeros(self.outcomes.shape[1], dtype=np.float32)
+        at = np.repeat(starts - ends + counts, counts)
+        at += np.arange(len(at), dtype=at.dtype)
         likeness: NDArray[Any] = np.bincount(
             self.index.indices[at],
             weights=self.index.data[at] * np.repeat(values, counts),
             minlength=len(self.outcomes),
         )
-        near = np.flatnonzero(likeness)
-        return self._mean(near, likeness[near])
-
-    def outcome(self, matrix: csr_array) -> Floats:
-        """Mean outcome of the prompts nearest to each row of `matrix`, shape (rows, models)."""
-        found = np.zeros((matrix.shape[0], self.outcomes.shape[1]), dtype=np.float32)
-        for start in range(0, matrix.shape[0], ROWS_AT_ONCE):
-            part = matrix[start : start + ROWS_AT_ONCE] if matrix.shape[0] > ROWS_AT_ONCE else matrix
-            likeness = csr_array(part @ self.index)
-            for row in range(part.shape[0]):
-                span = slice(likeness.indptr[row], likeness.indptr[row + 1])
-                found[start + row] = self._mean(likeness.indices[span], likeness.data[span])
-        return found
-
-    def _mean(self, near: NDArray[np.int64], likeness: NDArray[np.floating]) -> Floats:
-        """Outcome of the NEAREST of some training prompts, by the square of their likeness."""
-        weights = likeness * likeness
+        near = np.flatnonzero(likeness > LEAST_LIKENESS)
+        weights = likeness[near].astype(np.float32)
+        weights *= weights
         if len(near) > NEAREST:
             best = np.argpartition(weights, -NEAREST)[-NEAREST:]
             near, weights = near[best], weights[best]
-        found: Floats = (weights @ self.outcomes[near] / (weights.sum() + PRIOR)).astype(np.float32)
+        found: Floats = weights @ self.outcomes[near] / (weights.sum() + np.float32(PRIOR))
+        return found
+
+    def outcome(self, matrix: csr_array) -> Floats:
+        """Of each row of `matrix`, shape (rows, models)."""
+        found = np.zeros((matrix.shape[0], self.outcomes.shape[1]), dtype=np.float32)
+        for row in range(matrix.shape[0]):
+            span = slice(matrix.indptr[row], matrix.indptr[row + 1])
+            found[row] = self.outcome_of_one(matrix.indices[span], matrix.data[span])
         return found

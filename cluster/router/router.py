@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from cluster.config import AUTO, ClusterConfig
 from cluster.config.policies import CascadeConfig
-from cluster.config.verifiers import drafts_of
+from cluster.config.verifiers import Evidence, evidence_for
 from cluster.errors import ContextLengthExceeded, InvalidRequest, UnknownModel
 from cluster.router.policies.policy import Choice, RoutingPolicy
 from cluster.router.policies.registry import Policies
@@ -34,9 +34,9 @@ class Router:
     """Pure and deterministic: the simulator runs the same object."""
 
     def __init__(
-        self, view: FleetView, policy: RoutingPolicy, drafts: Mapping[str, int], *, fall_back_up: bool
+        self, view: FleetView, policy: RoutingPolicy, drafts: Mapping[str, Evidence], *, fall_back_up: bool
     ) -> None:
-        """`drafts`: how many each cascade asks for."""
+        """`drafts`: what the verifiers of each cascade need to see of them."""
         self.view = view
         self._policy = policy
         self._drafts = drafts
@@ -48,7 +48,7 @@ class Router:
         """Raises ConfigError for files of policies that cannot be used."""
         view = FleetView.of(config)
         drafts = {
-            name: drafts_of(policy.verify)
+            name: evidence_for(policy.verify)
             for name, policy in config.router.policies.items()
             if isinstance(policy, CascadeConfig)
         }
@@ -59,9 +59,14 @@ class Router:
             fall_back_up=config.router.fall_back_up,
         )
 
+    def with_view(self, view: FleetView) -> Router:
+        """The same policy before a fleet that serves other adapters."""
+        return Router(view, self._policy, self._drafts, fall_back_up=self._fall_back_up)
+
     def names(self) -> tuple[str, ...]:
         """Everything that `model` may say."""
-        return (AUTO, *self.view.tiers, *self.view.adapters(), *self.view.base_models())
+        view = self.view
+        return (AUTO, *view.tiers, *view.live_names(), *view.adapters(), *view.base_models())
 
     def route(self, features: RequestFeatures, draw: float = 0.0) -> Decision:
         """`draw`: the call's own chance, uniform in [0, 1), for policies that leave something to chance.
@@ -73,7 +78,7 @@ class Router:
         draft = self._decision(choice, features)
         if draft.first.pool == last.first.pool:  # the draft did not fit its own context
             return draft
-        return replace(draft, cascade=Cascade(choice.verified_by, last, self._drafts[choice.verified_by]))
+        return replace(draft, cascade=Cascade(choice.verified_by, last, *self._drafts[choice.verified_by]))
 
     def _decision(self, choice: Choice, features: RequestFeatures) -> Decision:
         generates = features.kind is RequestKind.GENERATE

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+from cluster.adapters.life import AdapterLife
+from cluster.adapters.version import AdapterVersion
 from cluster.config import ClusterConfig, adapter_name
 from cluster.cost import large_price, prices
 from cluster.types import Candidate, Price, RequestFeatures, RequestKind
@@ -18,10 +21,16 @@ class PoolView:
     tier: str
     base_model: str
     adapters: tuple[str, ...]
+    """All that may be asked for: those of the YAML, and those of the registry that its replicas may load."""
     price: Price
     context_tokens: int
     default_max_tokens: int
     task: RequestKind = RequestKind.GENERATE
+    highest_rank: int = 0
+    """Of adapters of the registry that its replicas load on demand; 0: they load none."""
+
+    def loads(self, version: AdapterVersion) -> bool:
+        return version.base_model == self.base_model and version.rank <= self.highest_rank
 
     def serves(self, kind: RequestKind) -> bool:
         asked = RequestKind.GENERATE if kind is RequestKind.COUNT else kind
@@ -55,11 +64,14 @@ class PoolView:
 
 @dataclass(frozen=True, slots=True)
 class FleetView:
-    """`tiers` run from the smallest to the largest."""
+    """`tiers` run from the smallest to the largest. `declared`: the adapters of the YAML. `live`: name of an
+    adapter of the registry → the version that answers to it."""
 
     tiers: tuple[str, ...]
     pools: tuple[PoolView, ...]
     large_price: Price
+    declared: tuple[str, ...] = ()
+    live: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ClusterConfig) -> FleetView:
@@ -76,14 +88,40 @@ class FleetView:
                     context_tokens=pool.context_tokens,
                     default_max_tokens=pool.default_max_tokens,
                     task=RequestKind(pool.task),
+                    highest_rank=pool.max_rank if pool.adapter_slots else 0,
                 )
                 for name, pool in config.pools.items()
             ),
             large_price=large_price(config),
+            declared=tuple(dict.fromkeys(each for pool in config.pools.values() for each in pool.adapters)),
+        )
+
+    def with_registered(self, versions: Iterable[AdapterVersion]) -> FleetView:
+        """The same fleet, with what the registry offers now beside the adapters of the YAML."""
+        known = list(versions)
+        return replace(
+            self,
+            pools=tuple(
+                replace(
+                    pool,
+                    adapters=tuple(
+                        dict.fromkeys(
+                            [*pool.adapters, *(each.adapter_id for each in known if pool.loads(each))]
+                        )
+                    ),
+                )
+                for pool in self.pools
+            ),
+            live={each.name: each.adapter_id for each in known if each.state is AdapterLife.LIVE},
         )
 
     def adapters(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(adapter for pool in self.pools for adapter in pool.adapters))
+
+    def live_names(self) -> tuple[str, ...]:
+        """Names of the registry that stand for a version which some pool serves."""
+        served = frozenset(self.adapters())
+        return tuple(name for name, adapter in self.live.items() if adapter in served and name not in served)
 
     def base_models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(pool.base_model for pool in self.pools))
@@ -119,10 +157,13 @@ class FleetView:
         return self.tiers[self.tiers.index(tier) + 1 :]
 
     def resolve_adapter(self, name: str) -> str | None:
-        """`name@n` is one version; `name` alone is the live one: until the registry moves a pointer,
-        the highest version that a pool serves."""
+        """`name@n` is one version; `name` alone is the live one of the registry, else the highest one
+        that the YAML gives to a pool."""
         adapters = self.adapters()
         if name in adapters:
             return name
-        versions = [adapter for adapter in adapters if adapter_name(adapter) == name]
+        live = self.live.get(name)
+        if live is not None:
+            return live if live in adapters else None
+        versions = [adapter for adapter in self.declared if adapter_name(adapter) == name and "@" in adapter]
         return max(versions, key=lambda adapter: int(adapter.split("@")[1])) if versions else None

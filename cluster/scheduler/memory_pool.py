@@ -80,6 +80,8 @@ class Replica:
     heartbeat_ms: int | None = None
     requests: int = 0
     tokens: int = 0
+    loads: int = 0
+    """Adapters that load there: as it said itself, and those of grants since."""
 
     @property
     def address(self) -> str:
@@ -116,10 +118,14 @@ class Terms:
     credit: int
     holders: Container[str] = ()
 
-    def cost_on(self, replica_id: str, tokens: int) -> int:
+    def is_cold_on(self, replica_id: str) -> bool:
+        return self.cold > 0 and replica_id not in self.holders
+
+    def cost_on(self, replica_id: str, tokens: int, loads: int) -> int:
+        """`loads`: of other adapters, one after the other, before this call's could load there."""
         cost = self.base + tokens * self.per_token
-        if self.cold and replica_id not in self.holders:
-            cost += self.cold
+        if self.is_cold_on(replica_id):
+            cost += self.cold * (1 + loads)
         if self.affine == replica_id:
             cost -= self.credit
         return cost
@@ -143,19 +149,23 @@ class Offer:
 class PoolBooks:
     """`ready` has the replicas that may be chosen, by outstanding tokens; `holders` those with an adapter, by
     their tokens as of the last heartbeat or grant. `service_us`: how long a lease lasts; None before the
-    first has ended."""
+    first has ended. `asked`: calls that found the pool asleep and could not wait for it."""
 
     leases: dict[str, Lease] = field(default_factory=dict)
     replicas: dict[str, Replica] = field(default_factory=dict)
     ready: Ranking = field(default_factory=Ranking)
     holders: defaultdict[str, Ranking] = field(default_factory=lambda: defaultdict(Ranking))
     service_us: int | None = None
+    asked: int = 0
 
     # Leases.
 
-    def begin_lease(self, request_id: str, lease: Lease) -> None:
+    def begin_lease(self, request_id: str, lease: Lease, *, is_cold: bool = False) -> None:
+        """`is_cold`: the replica has to load the call's adapter."""
         self.leases[request_id] = lease
         self._change_load(lease, 1)
+        if is_cold:
+            self.replicas[lease.replica_id].loads += 1
 
     def end_lease(self, request_id: str) -> Lease | None:
         """A slot is never freed twice: None where there is no lease."""
@@ -194,12 +204,13 @@ class PoolBooks:
             replica.since, replica.requests, replica.tokens = fence, 0, 0
         replica.state = state
         replica.heartbeat_ms = now_ms
+        replica.loads = state.adapters_loading
         ready = state.phase is ReplicaPhase.READY
         if ready:
             self.ready.put(replica_id, replica.score)
         else:
             self.ready.drop(replica_id)
-        held = {name for name, phase in state.adapters if phase == "loaded"} if ready else set()
+        held = set(state.held_adapters) if ready else set()
         self._leave_adapters(replica_id, but=held)
         for name in held:
             self.holders[name].put(replica_id, replica.tokens)
@@ -244,7 +255,8 @@ class PoolBooks:
                 if outstanding >= FULL:
                     full.append(replica_id)
                 else:
-                    free.append(Offer(terms.cost_on(replica_id, outstanding), outstanding, replica_id))
+                    cost = terms.cost_on(replica_id, outstanding, self.replicas[replica_id].loads)
+                    free.append(Offer(cost, outstanding, replica_id))
             if free:
                 best = min(free)
                 replica = self.replicas[best.replica_id]

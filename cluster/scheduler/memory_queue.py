@@ -118,17 +118,17 @@ class Queue:
     _class_weight: Counter[int] = field(default_factory=Counter)
 
     def predicted_wait(
-        self, level: int, tenant: str, weight: int, *, turn_us: int, now_ms: int
+        self, level: int, tenant: str, weight: int, *, turn_us: int, now_ms: int, asleep: bool = False
     ) -> tuple[int, int]:
         """For who would be the last of its tenant: how many are served before it, and the wait in ms that
         follows: more urgent ones by the slots, of which one comes free every `turn_us`; the own class by its
         pace of late, which knows of urgent work that comes later. Nobody is kept out by that pace alone: the
-        first of a class waits by the slots."""
+        first of a class waits by the slots, and so do all of a pool that sleeps, whose pace is none."""
         owner = owner_of(level, tenant)
         more_urgent = self.as_urgent(level - 1)
         ahead = self._ahead(level, owner, weight, len(self.lines[owner]))
         gap_us = turn_us
-        if ahead > more_urgent and level in self.paces:
+        if not asleep and ahead > more_urgent and level in self.paces:
             gap_us = max(turn_us, self.paces[level].gap_us(now_ms))
         return ahead, -(-(more_urgent * turn_us + (ahead - more_urgent + 1) * gap_us) // 1000)
 
@@ -147,7 +147,7 @@ class Queue:
         their_weight = self._class_weight[level] - self._weight.get(owner, 0)
         return more_urgent + own + min(others, -(-(own + 1) * their_weight // weight))
 
-    def join(self, ticket: Ticket, turn_us: int, now_ms: int) -> None:
+    def join(self, ticket: Ticket, turn_us: int, now_ms: int, *, asleep: bool = False) -> None:
         owner = ticket.owner
         self._number += 1
         self._numbers[ticket.request_id] = self.lines[owner][ticket.request_id] = self._number
@@ -160,9 +160,12 @@ class Queue:
                 self._begin_pace(ticket.level, turn_us, now_ms)
             self._class_weight[ticket.level] += ticket.weight
             self._take_turn(ticket.level, owner)
+        if asleep:
+            self.paces[ticket.level] = Pace.of_slots(turn_us, now_ms)
 
     def _begin_pace(self, level: int, turn_us: int, now_ms: int) -> None:
-        """A class begins to wait. What its pace was more than two windows ago tells nothing."""
+        """A class begins to wait. What its pace was more than two windows ago tells nothing; nor does a time
+        in which the pool slept."""
         pace = self.paces.get(level)
         if pace is None or now_ms - pace.start_ms >= 2 * pace.length_ms:
             self.paces[level] = Pace.of_slots(turn_us, now_ms)

@@ -83,12 +83,13 @@ class _Reservation:
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """A candidate whose pool has a living replica."""
+    """A candidate whose pool has a living replica, or is `asleep` and can be waited for."""
 
     candidate: Candidate
     placement: Placement
     terms: Terms
     offer: Offer | None
+    asleep: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,18 +183,19 @@ class MemoryScheduler:
         options = list(self._options(request, now_ms))
         if not options:
             return Refusal(RefusalReason.NO_REPLICA, DEAD_AFTER_MS)
-        best: tuple[Candidate, Offer] | None = None
+        best: tuple[_Option, Offer] | None = None
         for option in options:
             # Of equal offers the earlier candidate wins.
             if option.offer is None or (best is not None and option.offer.rank >= best[1].rank):
                 continue
             # Where others wait, nobody goes past them: this call queues, and the order says who is next.
             if self._pools[option.candidate.pool].queue.next(now_ms) is None:
-                best = option.candidate, option.offer
+                best = option, option.offer
         if best is None:
             return self._wait(request, options, known, before, now_ms)
 
-        candidate, offer = best
+        option, offer = best
+        candidate, is_cold = option.candidate, option.terms.is_cold_on(offer.replica_id)
         pool_name, replica_id = candidate.pool, offer.replica_id
         books = self._pools[pool_name].books
         sent = self._end_step_before(request.request_id, before, now_ms)
@@ -208,7 +210,7 @@ class MemoryScheduler:
             expiry_ms=now_ms + request.lease_ttl_ms,
             dispatched=sent,
         )
-        books.begin_lease(request.request_id, lease)
+        books.begin_lease(request.request_id, lease, is_cold=is_cold)
         if candidate.adapter is not None and replica_id in books.holders[candidate.adapter]:
             books.holders[candidate.adapter].put(replica_id, offer.tokens + request.tokens)
         if before is not None and before.pool != pool_name:
@@ -237,9 +239,18 @@ class MemoryScheduler:
             offer, live = books.cheapest(
                 request.tokens, terms, excluded, look_at=look_at, also=also, now_ms=now_ms
             )
-            if live:
+            asleep = not live and placement.wake_ms > 0 and len(books.ready) == 0
+            option = _Option(candidate, placement, terms, offer, asleep)
+            if live or (asleep and self._can_be_waited_for(request, option, now_ms)):
                 live_tier = candidate.tier
-                yield _Option(candidate, placement, terms, offer)
+                yield option
+
+    def _can_be_waited_for(self, request: AdmitRequest, option: _Option, now_ms: int) -> bool:
+        """Who cannot wait until it is awake still says that the pool is asked for, or it would sleep on."""
+        if self._promise(request, option, now_ms).wait_ms <= _patience_ms(request):
+            return True
+        self._pools[option.candidate.pool].books.asked += 1
+        return False
 
     def _wait(
         self,
@@ -251,7 +262,7 @@ class MemoryScheduler:
     ) -> Grant | Waiting | Refusal:
         """In the pool that promises the shortest wait; the earlier candidate wins a tie."""
         level = CLASSES.index(request.priority)
-        promises = [self._promise(request, option, level, now_ms) for option in options]
+        promises = [self._promise(request, option, now_ms) for option in options]
         promise = min(promises, key=lambda promise: promise.wait_ms)
         wait_ms, option = promise.wait_ms, promise.option
         terms = request.queue
@@ -261,9 +272,9 @@ class MemoryScheduler:
         pool = self._pools[pool_name]
         if pool.queue.as_urgent(level) >= terms.longest_queue:
             return Refusal(RefusalReason.QUEUE_FULL, wait_ms)
-        longest_ms = min(terms.longest_wait_ms, request.deadline_ms)
-        if wait_ms > longest_ms:
-            return Refusal(RefusalReason.WAIT, wait_ms - longest_ms)
+        patience_ms = _patience_ms(request)
+        if wait_ms > patience_ms:
+            return Refusal(RefusalReason.WAIT, wait_ms - patience_ms)
 
         sent = self._end_step_before(request.request_id, before, now_ms)
         self._reserve(request, known, pool_name, now_ms)
@@ -280,7 +291,8 @@ class MemoryScheduler:
             weight=request.weight,
             tokens=request.tokens,
             since_ms=now_ms,
-            deadline_ms=now_ms + request.deadline_ms,
+            # A pool may not wake at all: then nobody waits for longer than was foreseen to be bearable.
+            deadline_ms=now_ms + (patience_ms if option.asleep else request.deadline_ms),
             ticket_ttl_ms=terms.ticket_ttl_ms,
             ageing_ms=max(1, terms.ageing_ms),
             lease_ttl_ms=request.lease_ttl_ms,
@@ -290,7 +302,7 @@ class MemoryScheduler:
             look_at=LOOK_AT_REPLICAS + len(excluded),
             sent=sent,
         )
-        pool.queue.join(ticket, promise.turn_us, now_ms)
+        pool.queue.join(ticket, promise.turn_us, now_ms, asleep=option.asleep)
         # A slot may be free: one that this request gave up, or that nobody ahead of it fits.
         if before is not None and before.pool != pool_name:
             self._pass_on(before.pool, before.freed, now_ms)
@@ -300,13 +312,17 @@ class MemoryScheduler:
             return _grant_of(request.request_id, request.step, lease)
         return Waiting(request.request_id, request.step, option.candidate, promise.ahead, wait_ms)
 
-    def _promise(self, request: AdmitRequest, option: _Option, level: int, now_ms: int) -> _Promise:
+    def _promise(self, request: AdmitRequest, option: _Option, now_ms: int) -> _Promise:
         pool, placement = self._pools[option.candidate.pool], option.placement
+        level = CLASSES.index(request.priority)
         service_us = placement.service_us if pool.books.service_us is None else pool.books.service_us
-        turn_us = max(1, service_us // max(1, placement.slots * len(pool.books.ready)))
+        # A pool that sleeps counts as one replica: that is what it wakes with.
+        turn_us = max(1, service_us // max(1, placement.slots * max(1, len(pool.books.ready))))
         ahead, wait_ms = pool.queue.predicted_wait(
-            level, request.tenant, request.weight, turn_us=turn_us, now_ms=now_ms
+            level, request.tenant, request.weight, turn_us=turn_us, now_ms=now_ms, asleep=option.asleep
         )
+        if option.asleep:
+            wait_ms += placement.wake_ms
         return _Promise(option, turn_us, ahead, wait_ms)
 
     def _end_step_before(self, request_id: str, before: _Before | None, now_ms: int) -> bool:
@@ -383,7 +399,7 @@ class MemoryScheduler:
             expiry_ms=now_ms + ticket.lease_ttl_ms,
             dispatched=ticket.sent,
         )
-        pool.books.begin_lease(ticket.request_id, lease)
+        pool.books.begin_lease(ticket.request_id, lease, is_cold=ticket.terms.is_cold_on(replica_id))
         pool.queue.granted(ticket.request_id, now_ms)
         if self._on_grant is not None:
             self._on_grant(ticket.gateway, _grant_of(ticket.request_id, ticket.step, lease))
@@ -606,6 +622,11 @@ class MemoryScheduler:
 
     def _today(self) -> Counter[str]:
         return self._spend[keys.utc_day(self._clock.now_ms())]
+
+
+def _patience_ms(request: AdmitRequest) -> int:
+    """The longest wait that a call may be told of."""
+    return min(request.queue.longest_wait_ms, request.deadline_ms) if request.queue else 0
 
 
 def _grant_of(request_id: str, step: int, lease: Lease) -> Grant:

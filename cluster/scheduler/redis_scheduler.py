@@ -137,6 +137,7 @@ class RedisScheduler:
                 placement.credit_nano_usd,
                 placement.service_us,
                 placement.slots,
+                placement.wake_ms,
             )
         queue = request.queue
         script_keys = [
@@ -370,7 +371,7 @@ class RedisScheduler:
             raise ValueError(
                 f"the address {state.address!r} of {state.replica_id} holds a '|', which separates fields"
             )
-        held = [name for name, phase in state.adapters if phase == "loaded"]
+        held = state.held_adapters
         before = await self._adapters_before(state)
         await self._run(
             scripts.HEARTBEAT,
@@ -393,6 +394,7 @@ class RedisScheduler:
                 state.address,
                 len(held),
                 json.dumps(held),
+                state.adapters_loading,
             ],
         )
         self._held_adapters[state.replica_id] = frozenset(held)
@@ -547,5 +549,6 @@ def _pool_keys(pools: Sequence[str]) -> list[str]:
 def _parse_state(entry: str) -> ReplicaState:
     fields = json.loads(entry)
     fields["phase"] = ReplicaPhase(fields["phase"])
-    fields["adapters"] = tuple((name, state) for name, state in fields["adapters"])
+    for name in ("adapters", "adapter_problems", "adapter_uses"):
+        fields[name] = tuple(map(tuple, fields[name]))
     return ReplicaState(**fields)

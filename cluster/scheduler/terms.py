@@ -3,6 +3,7 @@ placement."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ class _PoolTerms:
     prompt_tokens_per_s: float
     output_tokens_per_s: float
     slots: int
+    wake_ms: int
 
     @classmethod
     def of(cls, pool: PoolConfig, scheduler: SchedulerConfig, priority: PriorityClass) -> _PoolTerms:
@@ -58,7 +60,16 @@ class _PoolTerms:
             prompt_tokens_per_s=pool.throughput.prompt_tokens_per_s,
             output_tokens_per_s=pool.throughput.output_tokens_per_s,
             slots=pool.max_concurrency,
+            wake_ms=_wake_ms(pool),
         )
+
+
+def _wake_ms(pool: PoolConfig) -> int:
+    """Only a pool that may sleep is waited for. One that has lost its replicas is passed over at once."""
+    bounds = pool.replicas
+    if isinstance(bounds, int) or bounds.min > 0:
+        return 0
+    return math.ceil(bounds.cold_start_s * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +194,5 @@ def _placement(
         credit_nano_usd=credit_nano_usd,
         service_us=int(service_s * 1e6) + 1,
         slots=pool.slots,
+        wake_ms=pool.wake_ms,
     )

@@ -128,3 +128,46 @@ outcomes = Table(
     Column("at_ms", BigInteger, nullable=False),
     Index("outcomes_by_time", "at_ms"),
 )
+
+# `target_modules` and `gate` are JSON: read with their row, never searched. `copies`: how many replicas shall
+# hold it; NULL: as many as the demand asks for. `supersedes` is the version that a rollback goes back to.
+adapter_versions = Table(
+    "adapter_versions",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("base_model", String(64), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("target_modules", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("content_hash", String(64), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("recipe", Text, nullable=False),
+    Column("dataset_hash", Text, nullable=False),
+    Column("gate", Text, nullable=False),
+    Column("copies", Integer),
+    Column("supersedes", Integer),
+)
+
+# Who changed what, and when. No foreign key: what happened stays written.
+adapter_history = Table(
+    "adapter_history",
+    metadata,
+    Column("revision", BigInteger, primary_key=True),
+    Column("adapter_id", String(80), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("state_before", String(16)),
+    Column("state_after", String(16), nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+# One row at most: counts the changes of the registry, and is what its writers lock.
+adapter_revision = Table(
+    "adapter_revision",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+)

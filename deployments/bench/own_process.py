@@ -18,17 +18,18 @@ END_TIMEOUT_S = 20.0
 KILL_TIMEOUT_S = 5.0
 
 
-def run_module(module: str, *options: str) -> dict[str, Any]:
+def run_module(module: str, *options: str, timeout_s: float | None = None) -> dict[str, Any]:
     """The JSON object that `python -m module` prints; what it says on standard error passes through.
 
-    Raises RuntimeError when it fails. It runs in a session of its own, so that Ctrl-C reaches it only through
-    this process: it is told to end, has the time to stop what it started, and what is left then is killed.
+    Raises RuntimeError when it fails, subprocess.TimeoutExpired when it takes longer than `timeout_s`. It
+    runs in a session of its own, so that Ctrl-C reaches it only through this process: it is told to end, has
+    the time to stop what it started, and what is left then is killed.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", module, *options], stdout=subprocess.PIPE, start_new_session=True
     )
     try:
-        output, _ = process.communicate()
+        output, _ = process.communicate(timeout=timeout_s)
     finally:
         if process.poll() is None:
             _end(process)

@@ -26,9 +26,9 @@ import psutil
 
 from deployments.bench.arrivals import Arrival, Fleet
 from deployments.bench.overload import Outcome
+from deployments.ray_cluster import OBJECT_STORE_BYTES, ray_environment
 from deployments.serve_address import keep_serve_on_node_address
 from deployments.state_folder import StateFolder
-from deployments.supervisor import OBJECT_STORE_BYTES, ray_environment
 
 APP = "overload"
 QUEUE_ACTOR = "capacity_queue"

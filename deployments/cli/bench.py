@@ -8,12 +8,16 @@ from typing import Any
 import click
 
 from deployments.bench.gateway_systems.names import DEFAULT_SYSTEMS, SYSTEMS
+from deployments.cli.bench_placement import placement
 from deployments.cli.tables import print_table
 
 
 @click.group()
 def bench() -> None:
     """Measure parts of sprat."""
+
+
+bench.add_command(placement)
 
 
 @bench.command()

@@ -13,6 +13,7 @@ import click
 import psutil
 
 from cluster.errors import StartError
+from deployments.ray_cluster import remove_applications
 from deployments.state_folder import StateFolder
 
 STOP_TIMEOUT_S = 120.0
@@ -25,11 +26,25 @@ def down(state: StateFolder, *, as_json: bool) -> None:
     """Stop the cluster: running calls end first, then engines, Ray and Valkey."""
     record = state.read_supervisor()
     if record is None:
+        if remove_left_behind(state):
+            click.echo(json.dumps({"stopped": True}) if as_json else "Removed what a killed supervisor left.")
+            return
         state.forget_dead_supervisor()
         click.echo(json.dumps({"stopped": False}) if as_json else "Nothing runs from this state folder.")
         return
     stop_supervisor(record["pid"])
     click.echo(json.dumps({"stopped": True}) if as_json else "Stopped.")
+
+
+def remove_left_behind(state: StateFolder) -> bool:
+    """Applications of a supervisor that was killed, on a Ray that it had joined; those on a Ray of its own
+    died with it. Whether there were some. Raises StartError."""
+    record = state.last_record()
+    if state.read_supervisor() is not None or not record.get("joined"):
+        return False
+    remove_applications(record["ray_address"], record["applications"])
+    state.forget_dead_supervisor()
+    return True
 
 
 def _runs(process: psutil.Process) -> bool:

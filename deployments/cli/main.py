@@ -9,15 +9,19 @@ import click
 
 from cluster.errors import ConfigError, SpratError
 from deployments.cli import (
+    adapters,
     bench,
     budget,
     check,
     down,
+    drain,
     evaluate,
     explain,
     keys,
     loadtest,
     logs,
+    models,
+    render,
     replay,
     route,
     router,
@@ -45,9 +49,9 @@ def sprat(context: click.Context, state: Path) -> None:
 
 
 for command in (
-    *(up.up, down.down, status.status, check.check, route.route, logs.logs),
+    *(up.up, down.down, drain.drain, status.status, check.check, route.route, logs.logs),
     *(keys.keys, budget.budget, bench.bench, loadtest.loadtest, evaluate.evaluation, router.router),
-    *(explain.explain, replay.replay),
+    *(explain.explain, replay.replay, render.render, adapters.adapters, models.models),
 ):
     sprat.add_command(command)
 

@@ -87,7 +87,7 @@ def _pools(pools: list[dict[str, Any]]) -> Table:
             pool["base_model"],
             pool["engine"],
             pool["node_class"],
-            f"{pool['ready']}/{pool['target']}",
+            "asleep" if pool["asleep"] else f"{pool['ready']}/{pool['target']}",
             f"{pool['price']['prompt_usd_per_mtok']:.4f}",
             f"{pool['price']['output_usd_per_mtok']:.4f}",
         )
@@ -109,5 +109,6 @@ def _replicas(pools: list[dict[str, Any]]) -> Table:
                 adapters or "-",
             )
         if not pool["replicas"]:
-            table.add_row(f"{pool['name']}-…", "none yet", "-", "-", "-", "-", "-")
+            state = "asleep" if pool["asleep"] else "none yet"
+            table.add_row(f"{pool['name']}-…", state, "-", "-", "-", "-", "-")
     return table

@@ -11,6 +11,7 @@ import click
 from cluster.errors import InvalidRequest
 from cluster.ledger import Ledger
 from cluster.store import BudgetStore, KeyStore, open_store
+from cluster.store.adapters import Adapters
 from cluster.store.decisions import DecisionLog
 from deployments.state_folder import StateFolder
 from deployments.store_location import current_store_url
@@ -22,6 +23,7 @@ class OpenedStore:
     budgets: BudgetStore
     ledger: Ledger
     decisions: DecisionLog
+    adapters: Adapters
 
 
 @contextmanager
@@ -31,7 +33,11 @@ def opened_store(state: StateFolder) -> Iterator[OpenedStore]:
     engine = open_store(current_store_url(state))
     try:
         yield OpenedStore(
-            KeyStore(engine, state.secrets().pepper), BudgetStore(engine), Ledger(engine), DecisionLog(engine)
+            KeyStore(engine, state.secrets().pepper),
+            BudgetStore(engine),
+            Ledger(engine),
+            DecisionLog(engine),
+            Adapters(engine),
         )
     except InvalidRequest as error:
         raise click.UsageError(error.message) from error

@@ -18,12 +18,13 @@ from rich.live import Live
 
 from cluster.config import ClusterConfig, load_config
 from cluster.errors import SpratError, StartError
+from cluster.router.router import Router
 from deployments.cli import example_calls
-from deployments.cli.down import stop_supervisor
+from deployments.cli.down import remove_left_behind, stop_supervisor
 from deployments.cli.status import summary
 from deployments.cli.store import opened_store
 from deployments.cluster_status import cluster_status
-from deployments.preflight import check_machine
+from deployments.preflight import check_machine, check_redis
 from deployments.state_folder import StateFolder
 from deployments.supervisor import KEEP, config_digest
 from deployments.weights.all_pools import ensure_weights
@@ -34,13 +35,18 @@ POLL_S = 0.5
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), default=EXAMPLE)
+@click.option(
+    "--address", help="Deploy onto this Ray cluster (host:port, or auto) instead of a Ray of our own."
+)
 @click.option("--timeout-s", default=900.0, show_default=True, help="Longest wait until all pools are ready.")
 @click.option("--examples/--no-examples", default=True, help="Make two example calls at the end.")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error."
 )
 @click.pass_obj
-def up(state: StateFolder, file: Path, *, timeout_s: float, examples: bool, as_json: bool) -> None:
+def up(
+    state: StateFolder, file: Path, *, address: str | None, timeout_s: float, examples: bool, as_json: bool
+) -> None:
     """Start the cluster that FILE describes, and wait until it answers."""
     started_s = time.monotonic()
     console = Console(stderr=as_json)
@@ -48,12 +54,18 @@ def up(state: StateFolder, file: Path, *, timeout_s: float, examples: bool, as_j
     state.make()
     supervisor: subprocess.Popen[bytes] | None = None
     if not _runs_already(state, config):
-        check_machine(config)
-        weights = ensure_weights(config)
-        supervisor = _start_supervisor(state, file, weights)
+        remove_left_behind(state)
+        if address is None:
+            check_machine(config)
+            supervisor = _start_supervisor(state, file, ensure_weights(config))
+        else:  # each node fetches the weights of its own replicas
+            Router.of(config)  # reads the files of its policies
+            check_redis(config)
+            supervisor = _start_supervisor(state, file, {}, address)
     try:
         _wait_until_ready(state, supervisor, console, timeout_s)
         key = _fresh_key(state)
+        endpoint = str((state.read_supervisor() or {})["endpoint"])
         if supervisor is not None:
             _keep(supervisor)
     except (KeyboardInterrupt, SpratError):
@@ -61,7 +73,6 @@ def up(state: StateFolder, file: Path, *, timeout_s: float, examples: bool, as_j
             console.print("Stopping what was started …")
             _abandon(supervisor)
         raise
-    endpoint = f"http://{config.gateway.host}:{config.gateway.port}/v1"
     ready_s = time.monotonic() - started_s
     calls = example_calls.run(endpoint, key, config) if examples else []
     if as_json:
@@ -88,12 +99,15 @@ def _runs_already(state: StateFolder, config: ClusterConfig) -> bool:
     return True
 
 
-def _start_supervisor(state: StateFolder, file: Path, weights: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start_supervisor(
+    state: StateFolder, file: Path, weights: dict[str, str], address: str | None = None
+) -> subprocess.Popen[bytes]:
     """Detached; the pipe to its standard input is our sign of life until `_keep`."""
     state.forget_dead_supervisor()
     command = [
         *(sys.executable, "-m", "deployments.supervisor"),
         *("--state", str(state.path), "--config", str(file.absolute()), "--weights", json.dumps(weights)),
+        *(("--address", address) if address is not None else ()),
     ]
     with state.supervisor_log.open("wb") as log:
         return subprocess.Popen(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cluster.config import ClusterConfig
 from cluster.config.policies import BUILT_IN
+from cluster.config.verifiers import Evidence
 from cluster.router.calibration import Calibration
 from cluster.router.correctness import CorrectnessModel
 from cluster.router.folds import part_of_rows
@@ -111,7 +112,7 @@ class _Fleet:
 
     def routed(self, policies: Sequence[RoutingPolicy], draws: Floats) -> Routed:
         """One policy and one draw per case."""
-        drafts = dict.fromkeys(self.asked.accepted, 1)
+        drafts = dict.fromkeys(self.asked.accepted, Evidence(drafts=1, logprobs=True))
         decisions = [
             Router(self.view, policy, drafts, fall_back_up=self.fall_back_up).route(features, float(draw))
             for policy, features, draw in zip(policies, self.asked.features, draws, strict=True)

@@ -29,15 +29,23 @@ from deployments.gateway.waiting_room import WaitingRoom
 
 
 class Admission:
-    """One per gateway. `snapshot` is kept fresh by the lease keeper."""
+    """One per gateway. `snapshot` is kept fresh by the lease keeper. `may_wake`: some pool may sleep, so
+    calls are welcome also while no replica is ready."""
 
     def __init__(
-        self, scheduler: GuardedScheduler, local: LocalAdmission, room: WaitingRoom, rebuild: BudgetRebuild
+        self,
+        scheduler: GuardedScheduler,
+        local: LocalAdmission,
+        room: WaitingRoom,
+        rebuild: BudgetRebuild,
+        *,
+        may_wake: bool = False,
     ) -> None:
         self._scheduler = scheduler
         self._local = local
         self._room = room
         self._rebuild = rebuild
+        self._may_wake = may_wake
         self.snapshot = FleetSnapshot()
 
     async def place(self, request: AdmitRequest, *, hard: bool) -> Grant:
@@ -86,6 +94,11 @@ class Admission:
 
     def store_is_back(self) -> None:
         self._local.store_is_back()
+
+    @property
+    def may_serve(self) -> bool:
+        """A replica is ready, or would be for a call. While Redis is away, nothing wakes."""
+        return self.snapshot.any_ready or (self._may_wake and not self.store_is_away)
 
     @property
     def store_is_away(self) -> bool:

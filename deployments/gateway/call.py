@@ -57,6 +57,7 @@ from deployments.gateway.http.message import Reply
 from deployments.gateway.leases import LeaseKeeper
 from deployments.gateway.settling import Settling
 from deployments.gateway.suspects import Suspects
+from deployments.residency.engine import NOT_LOADED
 
 logger = logging.getLogger("ray.serve")
 
@@ -111,6 +112,7 @@ class Call:
     _step: int = 0
     _failures: int = 0
     _excluded: tuple[str, ...] = ()
+    _known_cause: EngineFailed | None = None
     _usage: Usage = NOTHING
     _reader: StreamReader | None = None
     _admitted_ms: int = 0
@@ -269,6 +271,8 @@ class Call:
 
     async def _admit(self) -> Grant:
         if self._failures >= self.context.max_attempts:
+            if self._known_cause is not None:
+                raise self._known_cause
             raise EngineFailed(f"The engine failed {self._failures} times for this call. Try again.")
         # From here on Redis may hold something for us, also when this call is cancelled before the reply.
         request = self._request = self._admission_request()
@@ -278,8 +282,9 @@ class Call:
             if self._step == 0:
                 self._request = None  # nothing was taken
             elif isinstance(refusal, NoReplica) and self._excluded:
-                raise EngineFailed(
-                    "The engine failed and no other replica can take this call. Try again."
+                raise (
+                    self._known_cause
+                    or EngineFailed("The engine failed and no other replica can take this call. Try again.")
                 ) from refusal
             raise
         self.grant = grant
@@ -329,7 +334,9 @@ class Call:
             body = self.endpoint.engine_body(self.body, grant.candidate, self.cache_salt)
         else:
             body = judge.engine_body(self.endpoint, self.body, grant.candidate, self.cache_salt)
-        answer = await self.context.engines.post(grant.address, self.endpoint.path, body)
+        answer = await self.context.engines.post(
+            grant.address, self.endpoint.path, body, grant.candidate.adapter
+        )
         self.context.suspects.answered(grant.replica_id)
         if answer.status != HTTPStatus.OK:
             try:
@@ -390,7 +397,10 @@ class Call:
             self.decision = left
         else:
             logger.warning("attempt %d of %s failed: %s", self._step, self.request_id, failure)
-            self.context.suspects.failed(grant.replica_id)
+            if isinstance(failure, AdapterMissingError | EngineBusyError):
+                self._known_cause = failure
+            if not isinstance(failure, AdapterMissingError):
+                self.context.suspects.failed(grant.replica_id)
             self._excluded = (*self._excluded, grant.replica_id)
             self._failures += 1
         self._step += 1
@@ -447,6 +457,24 @@ class Call:
         return self.context.terms.of_key(self.key)
 
 
+class AdapterMissingError(EngineFailed):
+    """The replica lives, and cannot load the call's adapter."""
+
+    status = 503
+    code = NOT_LOADED
+
+
+class EngineBusyError(EngineFailed):
+    """The replica lives and takes no calls now: its upstream's limits are reached (429), or its upstream is
+    away (503). Others are asked; when there are none, the client learns when to come back."""
+
+    def __init__(self, status: int, message: str, retry_after_s: float | None) -> None:
+        super().__init__(message, code="engine_busy", retry_after_s=retry_after_s)
+        self.status = status
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.error_type = "rate_limit_error"
+
+
 class PromptTooLongError(Exception):
     """The engine's own count of the prompt does not fit its context."""
 
@@ -457,13 +485,18 @@ UNANSWERED = (EngineFailed, PromptTooLongError, InvalidRequest, DraftRefusedErro
 
 def _refusal(status: int, raw: bytes) -> Exception:
     try:
-        message = str(orjson.loads(raw)["error"]["message"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        message = ""
+        error = orjson.loads(raw)["error"]
+        message, code, retry_after_s = str(error["message"]), error.get("code"), error.get("retry_after_s")
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        message, code, retry_after_s = "", None, None
+    if code == NOT_LOADED:
+        return AdapterMissingError("The adapter cannot be loaded. An operator sees why: sprat adapters show.")
     if status == 400 and "context length" in message:
         return PromptTooLongError(_public(message))
     if status in (400, 422):
         return InvalidRequest(f"The engine refused the request: {_public(message)}", code="refused_by_engine")
+    if status in (429, 503) and isinstance(retry_after_s, int | float):
+        return EngineBusyError(status, _public(message), float(retry_after_s))
     return EngineFailed(f"The engine answered with status {status}.")
 
 

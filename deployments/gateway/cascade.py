@@ -164,9 +164,12 @@ def _custom(policy: CascadeConfig) -> list[PythonVerifierConfig]:
 
 def without_drafts(decision: Decision, endpoint: Endpoint, body: Body) -> Decision:
     """The decision, or what follows its drafts where a draft cannot be judged: on routes that have no drafts,
-    and for calls that ask for several answers."""
+    or none with what the verifiers need to see, and for calls that ask for several answers."""
     cascade = decision.cascade
-    if cascade is None or (endpoint.drafts is not None and endpoint.drafts.asks_for_one(body)):
+    if cascade is None or (
+        endpoint.drafts is not None
+        and endpoint.drafts.can_be_judged(body, logprobs=cascade.logprobs, drafts=cascade.drafts)
+    ):
         return decision
     return replace(cascade.then, reason=f"{decision.reason};not_verifiable", considered=(), probability=1.0)
 

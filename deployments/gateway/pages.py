@@ -19,9 +19,9 @@ from cluster.errors import (
     UnknownRoute,
     UnsupportedEncoding,
 )
-from cluster.router.router import Router
 from deployments.gateway.admission import Admission
 from deployments.gateway.auth import Authenticator
+from deployments.gateway.current_router import CurrentRouter
 from deployments.gateway.endpoints.all_endpoints import ENDPOINTS
 from deployments.gateway.feedback import Feedback
 from deployments.gateway.openapi import openapi
@@ -32,7 +32,7 @@ OPEN_ROUTES = frozenset({"/livez", "/readyz"})
 
 
 def pages(
-    router: Router, admission: Admission, authenticator: Authenticator, feedback: Feedback
+    current: CurrentRouter, admission: Admission, authenticator: Authenticator, feedback: Feedback
 ) -> Starlette:
     """The application. Who may see a page was decided before it is asked (`GatewayServer.handle`)."""
     started_s = int(time.time())
@@ -41,11 +41,11 @@ def pages(
         return {"id": name, "object": "model", "created": started_s, "owned_by": "sprat"}
 
     async def models(_: Request) -> Response:
-        return _json({"object": "list", "data": [entry(name) for name in router.names()]})
+        return _json({"object": "list", "data": [entry(name) for name in current.router.names()]})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in router.names():
+        if name not in current.router.names():
             raise UnknownModel(f"The model {name[:200]!r} does not exist here.", param="model")
         return _json(entry(name))
 
@@ -56,7 +56,7 @@ def pages(
         """From what this gateway knows already: a store that hangs must not hang its readiness. While Redis
         is away it is ready as long as any key may still be served."""
         known = {"decisions_without_redis": admission.decisions_without_redis}
-        if not admission.snapshot.any_ready:
+        if not admission.may_serve:
             return _json({"state": "no replica is ready"} | known, 503)
         if not admission.store_is_away:
             return _json({"state": "ready"} | known)
@@ -71,10 +71,8 @@ def pages(
         key = await authenticator.key_of(headers.get("authorization"), headers.get("x-api-key"))
         return _json(await feedback.give(key.tenant, await request.body()))
 
-    description = openapi(ENDPOINTS, version(), router.names())
-
     async def api(_: Request) -> Response:
-        return _json(description)
+        return _json(openapi(ENDPOINTS, version(), current.router.names()))
 
     return Starlette(
         routes=[

@@ -22,6 +22,7 @@ from cluster.scheduler.local_admission import LocalAdmission
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from cluster.scheduler.terms import AdmissionTerms
 from cluster.store import KeyStore, open_store
+from cluster.store.adapters import Adapters
 from cluster.store.decisions import DecisionLog
 from deployments.engine_client import EngineClient
 from deployments.free_port import bound_socket
@@ -31,6 +32,7 @@ from deployments.gateway.booking_process import BookingProcess
 from deployments.gateway.budget_rebuild import BudgetRebuild
 from deployments.gateway.call import CallContext
 from deployments.gateway.cascade import Cascades
+from deployments.gateway.current_router import CurrentRouter
 from deployments.gateway.feedback import Feedback
 from deployments.gateway.http.asgi import Application, AsgiFront
 from deployments.gateway.http.limits import HttpLimits
@@ -60,6 +62,7 @@ class RunningGateway:
 
     listener: Listener
     server: GatewayServer
+    current: CurrentRouter
     context: CallContext
     scheduler: GuardedScheduler
     cascades: Cascades
@@ -71,6 +74,7 @@ class RunningGateway:
         while self.context.leases.running and time.monotonic() < deadline:  # noqa: ASYNC110 (bounded)
             await asyncio.sleep(0.1)
         await self.listener.close()
+        await self.current.close()
         await self.context.leases.close()
         await self.context.settling.close()
         await self.context.engines.close()
@@ -80,11 +84,12 @@ class RunningGateway:
 
 async def start_gateway(runtime: Runtime) -> RunningGateway:
     config = runtime.config
-    router = Router.of(config)
+    store = await asyncio.to_thread(open_store, runtime.store_url)
+    current = CurrentRouter(Router.of(config), Adapters(store))
+    await current.start()
     cascades = await Cascades.start(config)
     pools = tuple(config.pools)
     name = writer_name("gateway")
-    store = await asyncio.to_thread(open_store, runtime.store_url)
     ledger = Ledger(store)
     client = runtime.redis()
     redis = RedisScheduler(client, SystemClock(), runtime.pipelined_redis())
@@ -93,7 +98,8 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
     local = LocalAdmission(SystemClock(), int(config.scheduler.soft_allowance_usd * MICRO_USD_PER_USD))
     room = WaitingRoom()
     rebuild = BudgetRebuild(scheduler, ledger, runtime.rebuild_grace_ms)
-    admission = Admission(scheduler, local, room, rebuild)
+    may_wake = any(pool.min_replicas == 0 for pool in config.pools.values())
+    admission = Admission(scheduler, local, room, rebuild, may_wake=may_wake)
     journal_folder = Path(runtime.journal_folder)
     journal = Journal.open(journal_folder, name)
     booker = BookingProcess(runtime.store_url)
@@ -126,10 +132,10 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
     )
     server = GatewayServer(
         context,
-        router,
+        current,
         authenticator,
         IdempotencyKeys(client, scheduler.breaker),
-        pages(router, admission, authenticator, Feedback(DecisionLog(store))),
+        pages(current, admission, authenticator, Feedback(DecisionLog(store))),
         pepper=runtime.pepper,
         request_timeout_s=config.gateway.request_timeout_s,
     )
@@ -138,7 +144,7 @@ async def start_gateway(runtime: Runtime) -> RunningGateway:
         sock, server.handle, http_limits(config.gateway), tls_context(config.gateway), refused_by_http
     )
     await listener.start()
-    return RunningGateway(listener, server, context, scheduler, cascades)
+    return RunningGateway(listener, server, current, context, scheduler, cascades)
 
 
 def http_limits(gateway: GatewayConfig) -> HttpLimits:

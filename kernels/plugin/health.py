@@ -49,6 +49,11 @@ class KernelReport:
             return {"name": "sprat", "reason": ""}
         return {"name": "stock", "reason": reason_for(foreign[0])}
 
+    def report_adapter_slots(self) -> list[int]:
+        """vLLM's numbers of the adapters that lie in a slot now, used or not."""
+        slots = self.model_runner.lora_manager._adapter_manager.lora_index_to_id  # noqa: SLF001
+        return [number for number in slots if number is not None]
+
 
 async def kernels_in_use(engine: Engine) -> KernelsInUse:
     """Ask all workers. What cannot be proven to be ours counts as vLLM's own."""

@@ -245,6 +245,31 @@ async def test_what_cannot_be_judged_goes_up_at_once(
         assert response.headers["x-sprat-reason"].endswith(";not_verifiable")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/responses", {"input": "hello", "max_output_tokens": 4}),
+        ("/messages", {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}),
+    ],
+)
+@pytest.mark.parametrize(("allow_cut_off", "tier"), [(True, "small"), (False, "large")])
+async def test_one_draft_of_other_dialects_is_judged(
+    cascade: Started, path: str, body: dict[str, Any], allow_cut_off: bool, tier: str
+) -> None:
+    """By what needs neither logprobs nor a second draft."""
+    async with cascade({"kind": "refusal", "allow_cut_off": allow_cut_off}) as gateway:
+        await both(gateway)
+        headers = {"authorization": f"Bearer {gateway.key}"}
+        for streamed in (False, True):
+            async with gateway.session.post(
+                gateway.url + path, json={"model": "auto", "stream": streamed} | body, headers=headers
+            ) as response:
+                text = await response.text()
+
+            assert (response.status, response.headers["x-sprat-tier"]) == (200, tier), text
+            assert (";refusal:" in response.headers["x-sprat-reason"]) is (tier == "large")
+
+
 async def test_completions_are_judged_too(cascade: Started) -> None:
     async with cascade({"kind": "refusal", "allow_cut_off": True}) as gateway:
         await both(gateway)

@@ -270,25 +270,42 @@ class TestScore:
 
 class TestAdapters:
     @staticmethod
-    def request(request_id):
+    def request(request_id, adapter="legal@1"):
         return admit_request(
             request_id,
-            candidates=(candidate(adapter="legal@1"),),
+            candidates=(candidate(adapter=adapter),),
             placements=(Placement(cold_nano_usd=10**9),),
         )
 
-    async def holder(self, sut, request_id):
+    async def holder(self, sut, request_id, adapter="legal@1"):
         """The replica that a call with the adapter goes to, if one holds it; the slot is given back."""
-        request = self.request(request_id)
+        request = self.request(request_id, adapter)
         grant = await grant_of(sut.scheduler, request)
         await cancel(sut.scheduler, request)
         return grant.replica_id
 
-    async def test_only_loaded_ones_count(self, sut):
-        await sut.scheduler.heartbeat(ready_replica("a", adapters=(("legal@1", "loading"),)))
-        await sut.scheduler.heartbeat(ready_replica("b", adapters=(("legal@1", "loaded"),)))
+    @pytest.mark.parametrize("state", ["loaded", "host", "loading"])
+    async def test_a_call_goes_where_it_waits_for_no_load_of_its_own(self, sut, state):
+        for name, elsewhere in (("a", "disk"), ("c", "failed")):
+            await sut.scheduler.heartbeat(ready_replica(name, adapters=(("legal@1", elsewhere),)))
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=(("legal@1", state),)))
 
         assert await self.holder(sut, "r") == "b"
+
+    async def test_a_cold_call_goes_where_fewer_load(self, sut):
+        loads = (("x@1", "loading"), ("y@1", "loading"))
+        await sut.scheduler.heartbeat(ready_replica("a", adapters=loads))
+        await sut.scheduler.heartbeat(ready_replica("b", adapters=loads[:1]))
+
+        assert await self.holder(sut, "r") == "b"
+
+    async def test_cold_calls_part_before_the_replicas_have_said_so(self, sut):
+        for name in ("a", "b", "c"):
+            await sut.scheduler.heartbeat(ready_replica(name))
+
+        replicas = {await self.holder(sut, f"r{number}", adapter=f"new{number}@1") for number in range(3)}
+
+        assert replicas == {"a", "b", "c"}
 
     async def test_they_enter_and_leave_with_heartbeats(self, sut):
         await sut.scheduler.heartbeat(ready_replica("a"))

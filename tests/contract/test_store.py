@@ -105,17 +105,27 @@ def test_a_first_release_without_keys_is_upgraded(empty_store_url: str, plainly:
     assert KeyStore(open_store(empty_store_url), PEPPER).list_keys() == ()
 
 
-def test_a_store_from_before_the_decision_log_is_upgraded(empty_store_url: str, store: Engine) -> None:
+REGISTRY_TABLES = {"adapter_versions", "adapter_history", "adapter_revision"}
+
+
+@pytest.mark.parametrize(
+    ("before", "added_since"),
+    [("0002", {"decisions", "outcomes"} | REGISTRY_TABLES), ("0003", REGISTRY_TABLES)],
+    ids=["decision_log", "adapter_registry"],
+)
+def test_a_store_from_before_some_tables_is_upgraded(
+    empty_store_url: str, store: Engine, before: str, added_since: set[str]
+) -> None:
     ledger = Ledger(store)
     ledger.append([ledger_entry("before")])
     with store.begin() as connection:
-        connection.execute(text("DROP TABLE decisions"))
-        connection.execute(text("DROP TABLE outcomes"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+        for name in added_since:
+            connection.execute(text(f"DROP TABLE {name}"))
+        connection.execute(text(f"UPDATE alembic_version SET version_num = '{before}'"))
 
     again = open_store(empty_store_url)
 
-    assert {"decisions", "outcomes"} < tables_of(again)
+    assert added_since < tables_of(again)
     assert Ledger(again).find(["before"]).keys() == {"before"}
     again.dispose()
 

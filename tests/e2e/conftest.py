@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,17 @@ class Laptop:
         return next(pool for pool in self.status()["pools"] if pool["name"] == name)
 
 
-@pytest.fixture(scope="session")
-def laptop() -> Iterator[Laptop]:
+@contextmanager
+def started(config: Path, *arguments: str) -> Iterator[Laptop]:
+    """`sprat up` in a state folder of its own, on a free port."""
     folder = Path(tempfile.mkdtemp(prefix="sprat-e2e-", dir="/tmp"))
     # Its own Ray, not the one whose token the other tests use.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment["SPRAT__GATEWAY__PORT"] = str(free_port())
     running = Laptop(folder, environment, {})
-    up = running.sprat("up", str(LAPTOP), "--json", "--timeout-s", "900", timeout_s=START_TIMEOUT_S)
+    up = running.sprat(
+        "up", str(config), *arguments, "--json", "--timeout-s", "900", timeout_s=START_TIMEOUT_S
+    )
     try:
         assert up.returncode == 0, f"{up.stderr}\n{_tail(folder)}"
         running.started = json.loads(up.stdout)
@@ -59,6 +63,12 @@ def laptop() -> Iterator[Laptop]:
     finally:
         running.sprat("down")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def laptop() -> Iterator[Laptop]:
+    with started(LAPTOP) as running:
+        yield running
 
 
 def _tail(folder: Path) -> str:

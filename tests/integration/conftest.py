@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -71,8 +72,9 @@ class Fleet:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """Head without CPUs for pools, one `cheap` raylet, one `big` one; token authentication as always."""
+def ray_cluster() -> Iterator[Any]:
+    """Head without CPUs for pools, one `cheap` raylet, one `big` one; token authentication as always. A
+    `ray.cluster_utils.Cluster`, for tests that bring a node of their own."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -84,12 +86,12 @@ def ray_cluster() -> Iterator[None]:
     cluster.add_node(num_cpus=2, labels={"sprat.node": "cheap"}, **memory)
     cluster.add_node(num_cpus=2, labels={"sprat.node": "big"}, **memory)
     ray.init(address=cluster.address, namespace="sprat", log_to_driver=False, logging_level=logging.WARNING)
-    yield
+    yield cluster
     ray.shutdown()
     cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
     """Two gateways on one port, also behind Serve's proxy; two simulated pools: two replicas on the cheap
     node, one on the big one. No fallbacks: pinned."""

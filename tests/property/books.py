@@ -49,6 +49,7 @@ async def books_in_redis(client: Redis, pools: Sequence[str], adapters: Sequence
                 "ready": _ranking(ready),
                 "replicas": _replicas(load, directory),
                 "service_us": int(load["#service_us"]) if "#service_us" in load else None,
+                "asked": int(load.get("#asked", 0)),
                 "lines": lines,
                 "turns": _ranking(turns),
                 "tickets": {id_: _ticket(json.loads(text)) for id_, text in tickets.items()},
@@ -170,6 +171,7 @@ def _pool(books: PoolBooks, queue: Queue) -> State:
             for replica_id, each in books.replicas.items()
         },
         "service_us": books.service_us,
+        "asked": books.asked,
         "lines": sorted(
             f"{owner}{number:012d}|{queue.tickets[request_id].virtual_cost}|{request_id}"
             for owner, line in queue.lines.items()

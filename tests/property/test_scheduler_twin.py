@@ -81,6 +81,8 @@ PLACEMENTS = [
     Placement(),
     Placement(base_nano_usd=100, per_token_nano_usd=3, cold_nano_usd=500, service_us=10**5, slots=2),
     Placement(affine_replica="s1", credit_nano_usd=50),
+    # Longer than the impatient terms below: a wait for a pool that sleeps ends with the deadline of the call.
+    Placement(wake_ms=5_000),
     Placement(cold_nano_usd=10**6, affine_replica="l1", credit_nano_usd=10**6, slots=4),
 ]
 
@@ -561,13 +563,14 @@ class Schedulers(RuleBasedStateMachine):
 
 
 def without_the_overdue(books: dict[str, Any], now_ms: int) -> dict[str, Any]:
-    """Any call may notice that a replica is dead or a wait is over: then the next of that tenant is first."""
+    """Any call may notice that a replica is dead or a wait is over: then the next of that tenant is first.
+    And any may ask for a pool that sleeps."""
     return {name: _live(value, now_ms) if name in POOLS else value for name, value in books.items()}
 
 
 def _live(pool: dict[str, Any], now_ms: int) -> dict[str, Any]:
     return {
-        **{part: rows for part, rows in pool.items() if part not in ("ready", "turns")},
+        **{part: rows for part, rows in pool.items() if part not in ("ready", "turns", "asked")},
         "lines": [member for member in pool["lines"] if pool["waits"][member.rpartition("|")[2]] > now_ms],
         "virtual": {name: value for name, value in pool["virtual"].items() if not name.startswith("weight|")},
     }

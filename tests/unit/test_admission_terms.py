@@ -163,6 +163,24 @@ def test_the_queue_follows_the_configuration():
     assert request().deadline_ms == 600_000
 
 
+@pytest.mark.parametrize(
+    ("replicas", "wake_ms"),
+    [
+        (2, 0),
+        ({"min": 1, "max": 2, "cold_start_s": 20}, 0),
+        ({"min": 0, "max": 2, "cold_start_s": 20.5}, 20_500),
+    ],
+)
+def test_only_a_pool_that_may_sleep_is_waited_for(replicas, wake_ms):
+    config = config_of(simulated(pools__specialist__replicas=replicas))
+
+    features = replace(FEATURES, model="auto", task="classify")
+
+    placements = request(features=features, config=config).placements
+
+    assert [each.wake_ms for each in placements] == [wake_ms, 0]
+
+
 def test_the_note_is_enough_to_book_the_call_of_a_dead_gateway():
     assert json.loads(request().note) == {
         "tenant": "acme",

@@ -522,10 +522,10 @@ class TestPolicies:
         assert against["quality"] == {"difference": 0.0, "ci": [0.0, 0.0]}
 
     def test_rules_are_those_of_the_yaml(self, report: dict[str, Any]) -> None:
-        """Intents are classified: to the small model. Tools go to the large one."""
+        """laptop.yaml trusts the small model with what callers call narrow, and the cases do not."""
         rules = report["policies"]["rules"]
-        assert rules["share_on_large"] == 0.5
-        assert rules["quality"] == 0.75
+        assert rules["share_on_large"] == 1.0
+        assert rules["quality"] == 1.0
 
     def test_the_oracle_pays_for_the_large_model_only_where_it_is_needed(
         self, report: dict[str, Any]

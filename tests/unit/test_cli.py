@@ -19,7 +19,8 @@ import yaml
 
 from cluster.clock import SystemClock
 from cluster.config import load_config
-from cluster.placement.memory import GIB
+from cluster.config.memory import GIB
+from cluster.scheduler.pool_demand import say_targets
 from cluster.scheduler.redis_scheduler import RedisScheduler
 from deployments import preflight
 from deployments.cli import up
@@ -262,7 +263,7 @@ def test_up_with_a_model_that_does_not_fit(
 
     assert finished.code == 1
     assert (
-        "tiny needs about 22.6 GiB (14.9 weights as auto + 1.0 KV cache + 6.7 engine), "
+        "tiny needs about 23.0 GiB (14.9 weights as auto + 1.0 KV cache + 0.4 adapters + 6.7 engine), "
         "this machine has 16.0 GiB free. Use a smaller model" in finished.sentence
     )
     assert_nothing_is_left(state)
@@ -363,13 +364,21 @@ def test_up_again_with_the_same_configuration_starts_nothing_new(
 ) -> None:
     file = write(simulated(gateway__port=free_port()))
     state.make()
-    state.write_supervisor({"config": str(file), "config_digest": config_digest(load_config(file))})
+    state.write_supervisor(
+        {
+            "config": str(file),
+            "config_digest": config_digest(load_config(file)),
+            "endpoint": "http://10.0.0.7:8000/v1",
+        }
+    )
     monkeypatch.setattr(up, "_wait_until_ready", lambda *_arguments: None)
 
     finished = sprat("up", file, "--no-examples", "--json")
 
     assert finished.code == 0, finished.err
-    assert json.loads(finished.out)["api_key"].startswith("sk-sprat-")
+    said = json.loads(finished.out)
+    assert said["api_key"].startswith("sk-sprat-")
+    assert said["endpoint"] == "http://10.0.0.7:8000/v1", "that of the cluster that runs"
 
 
 def test_up_that_loses_its_supervisor_says_why(
@@ -449,9 +458,9 @@ def test_status_where_nothing_runs(sprat: Sprat, state: StateFolder) -> None:
     assert not state.path.exists(), "looking changes nothing"
 
 
-def record_running(state: StateFolder, redis_url: str) -> None:
+def record_running(state: StateFolder, redis_url: str, **changes: object) -> None:
     """As the supervisor does: the configuration as it runs, not the file."""
-    running = config_of(simulated()).model_dump(mode="json", by_alias=True)
+    running = config_of(simulated(**changes)).model_dump(mode="json", by_alias=True)
     state.make()
     state.write_supervisor({"config": "/gone.yaml", "running": running, "redis_url": redis_url})
     state.write_observed({"phase": "running", "problem": ""})
@@ -495,8 +504,42 @@ def test_status_shows_the_replicas_of_the_directory(
     specialist = found["pools"][0]
     assert (specialist["ready"], specialist["target"]) == (1, 1)
     assert specialist["replicas"][0].keys() >= REPLICA
-    assert specialist["replicas"][0]["adapters"] == [{"id": "intent@1", "state": "loaded"}]
+    first = {"id": "intent@1", "state": "loaded", "detail": ""}
+    assert specialist["replicas"][0]["adapters"] == [first]
     assert specialist["replicas"][0]["kernels"] in {"sprat", "stock", "none"}
+
+
+@pytest.mark.contract
+def test_status_tells_what_autoscaling_decided(sprat: Sprat, state: StateFolder, valkey_url: str) -> None:
+    record_running(state, valkey_url, pools__specialist__replicas={"min": 0, "max": 3})
+    state.write_observed({"serve": {"gateway": {"status": "RUNNING"}}})
+
+    async def decide(**target: object) -> None:
+        client = patient_client(valkey_url)
+        await client.flushall()
+        await say_targets(client, {"specialist": target} if target else {})
+        await RedisScheduler(client, SystemClock()).heartbeat(ready_replica("reserve-1", "reserve"))
+        await client.aclose()
+
+    asyncio.run(decide(replicas=0, reason="asleep"))
+    found = json.loads(sprat("status", "--json").out)
+    specialist, reserve = found["pools"]
+    assert (specialist["target"], specialist["asleep"], specialist["scaling"]["reason"]) == (
+        0,
+        True,
+        "asleep",
+    )
+    assert (reserve["target"], reserve["asleep"], reserve["scaling"]["reason"]) == (1, False, "fixed")
+    assert found["ready"] is True, "a pool that sleeps is as it should be"
+    assert "specialist-… asleep" in " ".join(sprat("status").out.split())
+
+    asyncio.run(decide(replicas=2, reason="demand"))
+    specialist = json.loads(sprat("status", "--json").out)["pools"][0]
+    assert (specialist["target"], specialist["asleep"], specialist["scaling"]["reason"]) == (
+        2,
+        False,
+        "demand",
+    )
 
 
 def test_a_state_folder_that_is_a_file_is_a_sentence_for_every_verb(sprat: Sprat, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_several_drafts_need_some_chance(given: float | None, used: float) -> No
     ],
 )
 def test_calls_for_several_answers_are_told(body: dict[str, Any], one: bool) -> None:
-    assert DRAFTS.asks_for_one(body) is one
+    assert DRAFTS.can_be_judged(body, logprobs=True, drafts=3) is one
 
 
 def test_what_the_client_expects() -> None:

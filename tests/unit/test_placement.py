@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cluster.config import BaseModelConfig, NodeClass, PoolConfig
-from cluster.placement.memory import GIB, memory_problem, replica_memory_bytes
+from cluster.config.memory import GIB, replica_memory_bytes
+from cluster.placement.memory import memory_problem
 from cluster.placement.nodes import find_nodes, matches
 from cluster.types import NodeState
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
+from cluster.config.memory import GIB
 from cluster.errors import StartError
-from cluster.placement.memory import GIB
 from deployments import preflight
 from deployments.free_port import bound_socket
 from deployments.preflight import check_gpu, check_machine, check_memory, check_redis
@@ -132,9 +132,9 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum() -> None:
         check_memory(config, 8 * GIB)
 
     assert caught.value.message == (
-        "pool 'specialist' does not fit: tiny needs about 12.0 GiB "
-        "(5.6 weights as float32 + 2.0 KV cache + 4.4 engine), this machine has 8.0 GiB free. "
-        "Use a smaller model, lower kv_cache_gib, or a larger node."
+        "pool 'specialist' does not fit: tiny needs about 12.2 GiB "
+        "(5.6 weights as float32 + 2.0 KV cache + 0.3 adapters + 4.4 engine), this machine has 8.0 GiB free. "
+        "Use a smaller model, quantisation, a lower kv_cache_gib, or a larger node."
     )
     check_memory(config, 13 * GIB)
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import textwrap
 import threading
 import time
@@ -197,6 +198,20 @@ class TestOwnProcess:
     def test_a_failure_is_an_error(self, module):
         with pytest.raises(RuntimeError, match="part_of_bench ended with exit code 3"):
             run_module(module("import sys; sys.exit(3)"))
+
+    def test_a_part_that_takes_too_long_may_tidy_up(self, module, tmp_path):
+        part = module(f"""
+            import pathlib, time
+            try:
+                time.sleep(60)
+            finally:
+                pathlib.Path({str(tmp_path / "tidied")!r}).touch()
+            """)
+
+        with pytest.raises(subprocess.TimeoutExpired):
+            run_module(part, timeout_s=3)
+
+        assert (tmp_path / "tidied").exists()
 
     def test_ctrl_c_ends_it_with_all_that_it_started(self, module, tmp_path):
         part = module(f"""

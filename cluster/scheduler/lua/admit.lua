@@ -14,7 +14,8 @@
 --       21 rate buckets R, 22 budgets B, 23 candidates C, 24 pools P, then
 --       per bucket: name, increment (us), burst (us); per budget: name, limit (micro-USD), ttl (ms);
 --       per candidate: pool (1 = the first), tier, base, per token, cold (nano-USD), its adp (1 = the first,
---       0 none), affine replica or '', credit (nano-USD), service time to assume (us), slots per replica;
+--       0 none), affine replica or '', credit (nano-USD), service time to assume (us), slots per replica,
+--       wake (ms until the first replica of a pool that sleeps; 0: it is passed over);
 --       per pool its name; then the replicas to leave out
 -- Reply {1, candidate (0 = the first), replica, address, fence, lease expiry (ms)}
 --       {4, candidate, position (how many are served before), predicted wait (ms)}: waits
@@ -32,7 +33,7 @@ local buckets, budgets, candidates, pool_count =
 local first_bucket_arg = 25
 local first_budget_arg = first_bucket_arg + 3 * buckets
 local first_candidate_arg = first_budget_arg + 3 * budgets
-local first_pool_arg = first_candidate_arg + 10 * candidates
+local first_pool_arg = first_candidate_arg + 11 * candidates
 local first_excluded_arg = first_pool_arg + pool_count
 local stats, ev = KEYS[4 + buckets + budgets], KEYS[5 + buckets + budgets]
 local first_pool_key = 6 + buckets + budgets
@@ -122,7 +123,8 @@ if not known then
   end
 end
 
--- 3. A place: the cheapest free replica of the first tier that lives (of all candidates, with spill).
+-- 3. A place: the cheapest free replica of the first tier that lives (of all candidates, with spill). A pool that
+-- sleeps lives for those who can wait until it is awake.
 
 local excluded, excludes = {}, 0
 for i = first_excluded_arg, #ARGV do
@@ -138,10 +140,10 @@ if own_pool then
 end
 
 local function candidate_at(number)
-  local arg = first_candidate_arg + 10 * (number - 1)
+  local arg = first_candidate_arg + 11 * (number - 1)
   local adp = tonumber(ARGV[arg + 5])
   return { number = number, pool = pools[tonumber(ARGV[arg])], tier = ARGV[arg + 1],
-    service_us = tonumber(ARGV[arg + 8]), slots = tonumber(ARGV[arg + 9]),
+    service_us = tonumber(ARGV[arg + 8]), slots = tonumber(ARGV[arg + 9]), wake_ms = tonumber(ARGV[arg + 10]),
     terms = { base = tonumber(ARGV[arg + 2]), per_token = tonumber(ARGV[arg + 3]),
       cold = adp > 0 and tonumber(ARGV[arg + 4]) or 0, adp = adp > 0 and KEYS[first_adp_key + adp - 1] or nil,
       affine = ARGV[arg + 6], credit = tonumber(ARGV[arg + 7]) } }
@@ -159,6 +161,27 @@ local function somebody_waits(pool)
   return redis.call('EXISTS', pool.q) == 1 and next_waiter(pool, now_ms, {}) ~= nil
 end
 
+local longest_queue, longest_wait_ms, deadline_ms = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[15])
+local patience_ms = longest_queue < 0 and 0 or math.min(longest_wait_ms, deadline_ms)
+local tenant, weight = ARGV[10], tonumber(ARGV[11])
+
+-- What waiting with a candidate would be like.
+local function promise(candidate)
+  local turn_us = turn_of(candidate.pool, candidate.slots, candidate.service_us)
+  local ahead, wait_ms = predicted_wait(candidate.pool, class, tenant, weight, turn_us, now_ms, candidate.asleep)
+  return { candidate = candidate, turn_us = turn_us, ahead = ahead,
+    wait_ms = wait_ms + (candidate.asleep and candidate.wake_ms or 0) }
+end
+
+-- Who cannot wait until it is awake still says that the pool is asked for, or it would sleep on.
+local function can_be_waited_for(candidate)
+  if promise(candidate).wait_ms <= patience_ms then
+    return true
+  end
+  redis.call('HINCRBY', candidate.pool.load, '#asked', 1)
+  return false
+end
+
 local best, best_candidate, living, live_tier = nil, nil, {}, nil
 for number = 1, candidates do
   local candidate = candidate_at(number)
@@ -168,7 +191,8 @@ for number = 1, candidates do
   candidate.also = named_replicas(candidate.terms)
   local chosen, live = best_replica(candidate.pool, tokens, candidate.terms, excluded, look_at + excludes,
     candidate.also, now_ms - dead_after_ms)
-  if live then
+  candidate.asleep = not live and candidate.wake_ms > 0 and redis.call('EXISTS', candidate.pool.reps) == 0
+  if live or (candidate.asleep and can_be_waited_for(candidate)) then
     live_tier = candidate.tier
     living[#living + 1] = candidate
   end
@@ -236,15 +260,11 @@ end
 
 -- 4. Wait, in the pool that promises the shortest wait.
 
-local longest_queue, longest_wait_ms, deadline_ms = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[15])
-local tenant, weight = ARGV[10], tonumber(ARGV[11])
 local place = nil
 for _, candidate in ipairs(living) do
-  local pool = candidate.pool
-  local turn_us = turn_of(pool, candidate.slots, candidate.service_us)
-  local ahead, wait_ms = predicted_wait(pool, class, tenant, weight, turn_us, now_ms)
-  if not place or wait_ms < place.wait_ms then
-    place = { candidate = candidate, turn_us = turn_us, ahead = ahead, wait_ms = wait_ms }
+  local one = promise(candidate)
+  if not place or one.wait_ms < place.wait_ms then
+    place = one
   end
 end
 if longest_queue < 0 then
@@ -255,8 +275,8 @@ local pool = place.candidate.pool
 if as_urgent(pool, class) >= longest_queue then
   return refuse('queue_full', place.wait_ms)
 end
-if place.wait_ms > math.min(longest_wait_ms, deadline_ms) then
-  return refuse('wait', place.wait_ms - math.min(longest_wait_ms, deadline_ms))
+if place.wait_ms > patience_ms then
+  return refuse('wait', place.wait_ms - patience_ms)
 end
 local sent = end_step_before()
 take_money()
@@ -271,9 +291,12 @@ end
 local terms = place.candidate.terms
 join_queue(pool, id, { step = step, candidate = place.candidate.number - 1, class = class, tenant = tenant,
   weight = weight, tokens = tokens, sent = sent, since = now_ms,
-  deadline = now_ms + deadline_ms, ttl = tonumber(ARGV[18]), ageing = math.max(1, tonumber(ARGV[19])),
-  lease_ttl = lease_ttl_ms, channel = ARGV[12], excluded = leave_out, holders = holding, affine = terms.affine,
-  per_token = terms.per_token, cold = terms.cold, credit = terms.credit, look_at = look_at }, place.turn_us, now_ms)
+  -- A pool may not wake at all: then nobody waits for longer than was foreseen to be bearable.
+  deadline = now_ms + (place.candidate.asleep and patience_ms or deadline_ms), ttl = tonumber(ARGV[18]),
+  ageing = math.max(1, tonumber(ARGV[19])), lease_ttl = lease_ttl_ms, channel = ARGV[12],
+  excluded = leave_out, holders = holding, affine = terms.affine,
+  per_token = terms.per_token, cold = terms.cold, credit = terms.credit, look_at = look_at }, place.turn_us, now_ms,
+  place.candidate.asleep)
 write_open(KEYS[1], 'waiting', step, pool.name, hold, note, ARGV[5])
 event('waiting', pool.name, '')
 -- A slot may be free: one that this request gave up, or that nobody ahead of it fits.

@@ -5,7 +5,8 @@
 -- KEYS  1 rep of the replica, 2 dir, 3 fence, then the nine of its pool (_pool), then one adp per adapter that it
 --       holds, then one per adapter that it held before
 -- ARGV  1 replica id, 2 entry (JSON), 3 dead after (ms), 4 ready (1 or 0), 5 epoch (compared as text),
---       6 cap (requests), 7 cap (tokens; 0: none), 8 address, 9 number of adapters that it holds, 10 their names
+--       6 cap (requests), 7 cap (tokens; 0: none), 8 address, 9 number of adapters that it holds, 10 their names,
+--       11 how many of them load now
 -- Reply 'OK'
 -- Time  TIME
 
@@ -25,7 +26,7 @@ if known[1] ~= epoch and (known[1] or not known[2]) then
     replica .. '|since', redis.call('GET', KEYS[3]) or 0)
 end
 redis.call('HSET', pool.load, replica .. '|epoch', epoch, replica .. '|cap', cap, replica .. '|tcap', token_cap,
-  replica .. '|hb', now_ms, replica .. '|addr', ARGV[8], replica .. '|adp', ARGV[10])
+  replica .. '|hb', now_ms, replica .. '|addr', ARGV[8], replica .. '|adp', ARGV[10], replica .. '|lds', ARGV[11])
 
 local ready = ARGV[4] == '1'
 local holds = 3 + POOL_KEYS + tonumber(ARGV[9])

@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from ray import serve
 
-from deployments.supervisor import OBJECT_STORE_BYTES
+from deployments.ray_cluster import OBJECT_STORE_BYTES
 
 app = FastAPI()
 

@@ -16,8 +16,8 @@ import psutil
 from deployments.bench.gateway_systems.server_process import ServerProcess, server_process
 from deployments.bench.gateway_systems.system import Bench, RunningSystem
 from deployments.free_port import free_port
+from deployments.ray_cluster import ray_environment
 from deployments.state_folder import StateFolder
-from deployments.supervisor import ray_environment
 
 IN_THE_PATH = ("haproxy", "ray::ServeReplica", "ray::ProxyActor", "ray::HAProxyManager")
 """Of Ray's processes, those that requests pass through or that belong to the proxy. The rest (raylet, GCS,

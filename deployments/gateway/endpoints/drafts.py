@@ -1,5 +1,5 @@
 """Drafts of a cascade on OpenAI's completion routes: what the engine is asked, what the verifiers see of its
-answer, and what the client gets of it."""
+answer, and what the client gets of it. Those of other routes: `plain_drafts.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DONE = b"[DONE]"
 class OpenAiDrafts:
     """`Drafts` of chat completions and of completions."""
 
-    def asks_for_one(self, body: Body) -> bool:
+    def can_be_judged(self, body: Body, *, logprobs: bool, drafts: int) -> bool:  # noqa: ARG002 (protocol)
         prompts = body.get("prompt")
         return (body.get("n") or 1) == 1 and (not isinstance(prompts, list) or len(prompts) == 1)
 

@@ -40,8 +40,9 @@ class Streams(Protocol):
 class Drafts(Protocol):
     """Drafts of a cascade in the dialect of a route. `read` and `read_events` raise EngineFailed."""
 
-    def asks_for_one(self, body: Body) -> bool:
-        """Whether the client wants one answer: several cannot be judged as one."""
+    def can_be_judged(self, body: Body, *, logprobs: bool, drafts: int) -> bool:
+        """Whether the client wants one answer, since several cannot be judged as one, and the dialect has
+        `drafts` answers at once, with the logprobs of their tokens."""
 
     def engine_body(
         self, body: Body, candidate: Candidate, cache_salt: str, *, logprobs: bool, drafts: int

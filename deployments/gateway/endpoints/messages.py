@@ -33,6 +33,8 @@ from deployments.gateway.endpoints.endpoint import Body, Endpoint
 from deployments.gateway.endpoints.event_stream import EventNames, NamedEventStream, named
 from deployments.gateway.endpoints.generation import MAX_OUTPUT_TOKENS, MAX_STOPS, passed_on
 from deployments.gateway.endpoints.json_schema import json_schema
+from deployments.gateway.endpoints.message_drafts import draft_of, draft_of_events, expected_of
+from deployments.gateway.endpoints.plain_drafts import PlainDrafts
 from deployments.gateway.endpoints.tokenization import no_usage, uncharged_engine_body
 from deployments.gateway.endpoints.tolerated import ANTHROPIC as TOLERATED
 from deployments.gateway.endpoints.tools import anthropic_tool_choice, anthropic_tools, cache_control
@@ -218,6 +220,7 @@ MESSAGES = Endpoint(
     stream=partial(NamedEventStream, NAMES),
     error_body=anthropic_error,
     error_event=_error_event,
+    drafts=PlainDrafts(_engine_body, expected_of, draft_of, draft_of_events),
 )
 COUNT_TOKENS = Endpoint(
     path="/v1/messages/count_tokens",

@@ -65,6 +65,9 @@ def usage_of_answer(raw: bytes) -> Usage:
 
 
 def usage_from(usage: dict[str, Any]) -> Usage:
+    """`estimated`: by the replica of an upstream that reported none."""
     return Usage(
-        prompt_tokens=int(usage["prompt_tokens"]), output_tokens=int(usage.get("completion_tokens") or 0)
+        prompt_tokens=int(usage["prompt_tokens"]),
+        output_tokens=int(usage.get("completion_tokens") or 0),
+        estimated=bool(usage.get("estimated")),
     )

@@ -38,6 +38,8 @@ from deployments.gateway.endpoints.endpoint import Body, Endpoint
 from deployments.gateway.endpoints.event_stream import EventNames, NamedEventStream, named
 from deployments.gateway.endpoints.generation import MAX_OUTPUT_TOKENS, passed_on, reasoning_effort
 from deployments.gateway.endpoints.json_schema import json_schema
+from deployments.gateway.endpoints.plain_drafts import PlainDrafts
+from deployments.gateway.endpoints.response_drafts import draft_of, draft_of_events, expected_of
 from deployments.gateway.endpoints.tolerated import RESPONSES as TOLERATED
 from deployments.gateway.endpoints.tools import response_tool_choice, response_tools
 
@@ -226,4 +228,5 @@ RESPONSES = Endpoint(
     usage_of=response_usage,
     stream=partial(NamedEventStream, NAMES),
     error_event=_error_event,
+    drafts=PlainDrafts(_engine_body, expected_of, draft_of, draft_of_events),
 )

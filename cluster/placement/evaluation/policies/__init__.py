@@ -1,0 +1,1 @@
+"""Who chooses the replica of a call, and what leaves when an adapter needs a place."""

@@ -1,0 +1,1 @@
+"""What the fleet shall be: pure functions of what was observed."""

@@ -1,0 +1,1 @@
+"""The slow loops that one process of a cluster runs: observe, ask `cluster`, write what shall be."""

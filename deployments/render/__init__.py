@@ -1,0 +1,1 @@
+"""A cluster YAML as the files that others deploy from: configuration → dictionary → YAML. Pure."""

@@ -1,0 +1,1 @@
+"""An external OpenAI-compatible endpoint behind an engine's HTTP surface."""
