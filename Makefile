@@ -5,7 +5,7 @@ CONFIG ?= deployments/examples/laptop.yaml
 SPRAT := .venv/bin/sprat --state $(STATE)
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: setup up down status lint types unit postgres contract integration e2e test clients prove-faults prove-endurance prove-clients prove-fuzz prove-models lock clean
+.PHONY: setup up down status lint types unit postgres contract integration e2e test clients prove-faults prove-endurance prove-clients prove-fuzz prove-models prove-fleet lock clean
 
 setup:
 	@./setup.sh
@@ -72,6 +72,10 @@ prove-fuzz: setup
 		$(PYTEST) tests/contract/test_http_fuzz.py tests/contract/test_http_differential.py \
 		tests/contract/test_http_many.py tests/contract/test_http_sockets.py \
 		--fault-matrix tests/results/fuzz.json
+
+# Adapters on several raylets: pinned, loaded, placed, lost, placed again, drained; what happened when; two minutes.
+prove-fleet: setup
+	SPRAT_FLEET_LOG=tests/results/fleet.json $(PYTEST) tests/integration/test_adapter_fleet.py
 
 # Every family of the catalogue on a real replica, tiny or with its own weights; about 45 minutes, resumable.
 prove-models: setup

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from cluster.config import ClusterConfig
 from cluster.scheduler.redis_connection import connect
 from cluster.store import KeyStore, open_store, sqlite_url
 from cluster.types import ReplicaPhase, ReplicaState
@@ -91,10 +93,10 @@ def ray_cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
-def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
-    """Two gateways on one port, also behind Serve's proxy; two simulated pools: two replicas on the cheap
-    node, one on the big one. No fallbacks: pinned."""
+@contextmanager
+def deployed(config: ClusterConfig, valkey_url: str, folder: Path) -> Iterator[Fleet]:
+    """On the Ray of the session, in an empty Redis, with a store and journals in `folder`; until all gateways
+    listen."""
     from ray import serve
 
     from deployments import app
@@ -105,12 +107,42 @@ def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fl
         await client.aclose()
 
     asyncio.run(empty())
-    port, proxy_port = free_port(), free_port()
+    folder.mkdir()
+    runtime = Runtime(
+        config=config,
+        redis_url=valkey_url,
+        store_url=sqlite_url(folder / "store.sqlite"),
+        journal_folder=str(folder / "journal"),
+        gateway_token=TOKEN,
+        pepper=PEPPER,
+    )
+    key = KeyStore(open_store(runtime.store_url), PEPPER).create("tenant", "test")
+    for _ in app.deploy(runtime, app.ray_nodes()):
+        pass
+    gateway = config.gateway
+    running = Fleet(
+        runtime,
+        f"http://127.0.0.1:{gateway.port}/v1",
+        key,
+        proxy_url=f"http://127.0.0.1:{gateway.serve_proxy_port}/v1",
+    )
+    deadline = time.monotonic() + 30
+    while len(running.gateways()) < gateway.replicas:
+        assert time.monotonic() < deadline, f"{gateway.replicas} gateways should listen"
+        time.sleep(0.2)
+    yield running
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
+    """Two gateways on one port, also behind Serve's proxy; two simulated pools: two replicas on the cheap
+    node, one on the big one. No fallbacks: pinned."""
     config = config_of(
         simulated(
-            gateway__port=port,
+            gateway__port=free_port(),
             gateway__replicas=2,
-            gateway__serve_proxy_port=proxy_port,
+            gateway__serve_proxy_port=free_port(),
             pools__specialist__replicas=2,
             pools__specialist__simulated={
                 "base_ttft_ms": 1,
@@ -121,25 +153,7 @@ def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fl
             node_classes__big__fallbacks=[],
         )
     )
-    runtime = Runtime(
-        config=config,
-        redis_url=valkey_url,
-        store_url=sqlite_url(short_folder / "store.sqlite"),
-        journal_folder=str(short_folder / "journal"),
-        gateway_token=TOKEN,
-        pepper=PEPPER,
-    )
-    key = KeyStore(open_store(runtime.store_url), PEPPER).create("tenant", "test")
-    for _ in app.deploy(runtime, app.ray_nodes()):
-        pass
-    running = Fleet(
-        runtime, f"http://127.0.0.1:{port}/v1", key, proxy_url=f"http://127.0.0.1:{proxy_port}/v1"
-    )
-    running.wait_for("specialist", 2)
-    running.wait_for("reserve", 1)
-    deadline = time.monotonic() + 30
-    while len(running.gateways()) < 2:
-        assert time.monotonic() < deadline, "two gateways should listen"
-        time.sleep(0.2)
-    yield running
-    serve.shutdown()
+    with deployed(config, valkey_url, short_folder / "fleet") as running:
+        running.wait_for("specialist", 2)
+        running.wait_for("reserve", 1)
+        yield running

@@ -20,13 +20,10 @@ import pytest
 
 from cluster.scheduler.pool_demand import said_targets
 from cluster.scheduler.redis_connection import connect
-from cluster.store import KeyStore, open_store, sqlite_url
 from deployments.drain import drain_node, node_named
 from deployments.free_port import free_port
-from deployments.runtime import Runtime
 from tests.configs import config_of, simulated
-from tests.gateways import PEPPER, TOKEN
-from tests.integration.conftest import Fleet
+from tests.integration.conftest import Fleet, deployed
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -39,20 +36,9 @@ SLOTS = 4
 @pytest.fixture(scope="module")
 def elastic(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
     """One gateway; a small tier of 0 to 3 replicas anywhere, a large one of 1."""
-    from ray import serve
-
-    from deployments import app
-
-    async def empty() -> None:
-        client = connect(valkey_url)
-        await client.flushall()
-        await client.aclose()
-
-    asyncio.run(empty())
-    port = free_port()
     config = config_of(
         simulated(
-            gateway__port=port,
+            gateway__port=free_port(),
             pools__specialist__replicas={"min": 0, "max": 3, "cold_start_s": 8},
             pools__specialist__adapters=[],
             pools__specialist__cpus=1,
@@ -76,25 +62,9 @@ def elastic(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[
             },
         )
     )
-    runtime = Runtime(
-        config=config,
-        redis_url=valkey_url,
-        store_url=sqlite_url(short_folder / "elastic.sqlite"),
-        journal_folder=str(short_folder / "elastic-journal"),
-        gateway_token=TOKEN,
-        pepper=PEPPER,
-    )
-    key = KeyStore(open_store(runtime.store_url), PEPPER).create("tenant", "test")
-    for _ in app.deploy(runtime, app.ray_nodes()):
-        pass
-    running = Fleet(runtime, f"http://127.0.0.1:{port}/v1", key, proxy_url="")
-    running.wait_for("reserve", 1)
-    deadline = time.monotonic() + 30
-    while not running.gateways():
-        assert time.monotonic() < deadline, "a gateway should listen"
-        time.sleep(0.2)
-    yield running
-    serve.shutdown()
+    with deployed(config, valkey_url, short_folder / "elastic") as running:
+        running.wait_for("reserve", 1)
+        yield running
 
 
 def said(fleet: Fleet) -> dict[str, Any]:
