@@ -60,7 +60,8 @@ def log_files(state: StateFolder, part: str) -> list[Path]:
 def _engine_output(folder: Path, pool: str) -> list[Path]:
     """What vLLM itself prints: Ray keeps it per worker and writes the actor's name into the first lines."""
     mark = f":actor_name:ServeReplica:pool-{pool}:".encode()
-    return [file for file in sorted(folder.glob("worker-*.err")) if mark in _head(file)]
+    printed = sorted([*folder.glob("worker-*.out"), *folder.glob("worker-*.err")])
+    return [file for file in printed if mark in _head(file)]
 
 
 def _head(file: Path) -> bytes:

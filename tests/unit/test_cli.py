@@ -645,6 +645,20 @@ def test_logs_of_each_part_are_found(sprat: Sprat, state: StateFolder) -> None:
         assert sprat("logs", part, "-n", "1").out == f"==> {path} <==\n{part} speaks\n"
 
 
+@pytest.mark.parametrize("stream", ["out", "err"])
+def test_logs_of_a_pool_have_what_its_engine_printed(sprat: Sprat, state: StateFolder, stream: str) -> None:
+    session = state.ray_folder / "session_latest" / "logs"
+    session.mkdir(parents=True)
+    for pool in ("specialist", "reserve"):
+        printed = f":actor_name:ServeReplica:pool-{pool}:{pool}\nERROR of {pool}\n"
+        (session / f"worker-{pool}.{stream}").write_text(printed)
+
+    said = sprat("logs", "specialist").out
+
+    assert "ERROR of specialist" in said
+    assert "ERROR of reserve" not in said
+
+
 def test_logs_of_a_pool_are_there_after_the_stop(sprat: Sprat, state: StateFolder) -> None:
     kept = state.logs / "ray" / "serve" / "replica_pool-specialist_specialist_x.log"
     kept.parent.mkdir(parents=True)
