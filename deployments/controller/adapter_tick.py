@@ -54,7 +54,7 @@ class AdapterTick:
         self._pools = [pool for pool, settings in config.pools.items() if settings.adapter_slots]
         self._settings = PlacementSettings()
         self._demand = Demand()
-        self._counted: dict[str, tuple[int, dict[str, Uses]]] = {}
+        self._counted: dict[str, tuple[int, dict[str, Uses]]] | None = None
         self._previous: Mapping[str, Sequence[str]] = {}
         self._versions: list[AdapterVersion] = []
         self._copies: dict[str, int] = {}
@@ -64,6 +64,9 @@ class AdapterTick:
     async def run(self) -> AdapterPlacement | None:
         """None: another controller is in charge. Raises SchedulerUnavailable, StoreUnavailable."""
         await self._read_registry()
+        if self._counted is None:
+            # What the controller before this one wanted stays wanted until calls say otherwise.
+            self._previous = (await self._desired.report()).get("desired", {})
         loads = [await self._scheduler.pool_load(pool) for pool in self._pools]
         states = [each for load in loads for each in load.replicas if each.phase in PLACED]
         self._count(states)
@@ -89,12 +92,15 @@ class AdapterTick:
             self._revision = revision
 
     def _count(self, states: Sequence[ReplicaState]) -> None:
-        """What replicas say of their calls counts up since they started; a new epoch starts from nothing."""
+        """What replicas say of their calls counts up since they started; a new epoch starts from nothing.
+        The first look of a controller only learns where the counts stand: it does not know when the calls
+        came."""
+        is_first, known_counts = self._counted is None, self._counted or {}
         news: dict[str, Uses] = defaultdict(lambda: Uses(0, 0.0))
         counted: dict[str, tuple[int, dict[str, Uses]]] = {}
         for state in states:
             now = {adapter: Uses(calls, busy_ms / 1000) for adapter, calls, busy_ms in state.adapter_uses}
-            epoch, before = self._counted.get(state.replica_id, (state.epoch, {}))
+            epoch, before = known_counts.get(state.replica_id, (state.epoch, now if is_first else {}))
             if epoch != state.epoch:
                 before = {}
             for adapter, uses in now.items():

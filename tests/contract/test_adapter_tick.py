@@ -135,8 +135,8 @@ async def test_what_a_lost_replica_held_is_placed_again(given: Given) -> None:
 async def test_a_draining_replica_shall_hold_nothing(given: Given) -> None:
     version = given.add("legal")
     controller = given.controller()
-    for _ in range(2):
-        await given.beat("s1", adapters=((version, "loaded"),), adapter_uses=((version, 50, 5000),))
+    for calls in (0, 50):
+        await given.beat("s1", adapters=((version, "loaded"),), adapter_uses=((version, calls, 5000),))
         given.clock.advance(2000)
         await controller.run()
     await given.beat("s1", phase=ReplicaPhase.DRAINING, adapters=((version, "loaded"),))
@@ -164,14 +164,30 @@ async def test_a_replica_that_counts_anew_is_not_misread(given: Given) -> None:
     """Cumulative counts start again with a new epoch; what was counted before is not counted twice."""
     version = given.add("legal")
     controller = given.controller()
-    await given.beat("s1", adapter_uses=((version, 1000, 1000),))
+    await given.beat("s1")
     await controller.run()
-    given.clock.advance(1000)
-    await given.beat("s1", epoch=2, adapter_uses=((version, 3, 30),))
-    await controller.run()
+    for epoch, calls in ((1, 10), (2, 3)):
+        given.clock.advance(1000)
+        await given.beat("s1", epoch=epoch, adapter_uses=((version, calls, calls * 10),))
+        await controller.run()
 
-    calls = controller._demand.calls[version]
-    assert calls == pytest.approx(1003, rel=0.1)
+    assert controller._demand.calls[version] == pytest.approx(13, rel=0.1)
+
+
+async def test_a_controller_that_takes_over_keeps_what_was_wanted(given: Given) -> None:
+    version = given.add("legal")
+    first = given.controller("same")
+    await given.beat("s1")
+    await first.run()
+    await given.beat("s1", adapters=((version, "loaded"),), adapter_uses=((version, 900, 9000),))
+    given.clock.advance(2000)
+    await first.run()
+    second = given.controller("same")
+    given.clock.advance(2000)
+    await second.run()
+
+    assert await given.shall_hold(version, "s1") == ["s1"]
+    assert second._demand.calls == {}, "it does not know when those calls came"
 
 
 async def test_two_controllers_at_once(given: Given) -> None:
