@@ -96,8 +96,8 @@ class VllmReplica(EngineReplica):
             application = build_app(arguments, tasks, engine.model_config)
             await init_app_state(engine, application.state, arguments, tasks)
             wrapped: Application = application
+            await self._check_kernels(engine)
             if self.pool.slots_for_adapters:
-                await self._check_kernels(engine)
                 adapters = VllmAdapters(application.state.openai_serving_models, engine)
                 wrapped = ResidencyGuard(application, await self.start_residency(adapters, weights))
             sock = bound_socket(self.listen_host())
@@ -123,6 +123,8 @@ class VllmReplica(EngineReplica):
             await serving
 
     async def _check_kernels(self, engine: Any) -> None:
+        if not self.pool.slots_for_adapters:
+            return
         found = await kernels_in_use(engine)
         self.kernels = found.name
         if found.name != self.pool.kernels:

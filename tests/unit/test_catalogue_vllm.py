@@ -11,6 +11,12 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 ENTRIES = [entry for family in families() for entry in family.entries]
 
 
+@pytest.fixture(autouse=True)
+def vllm_without_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parser of flags loads plugins, ours among them, for the rest of the process."""
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+
+
 def of_models(entries: list[Entry]) -> list[str]:
     return [entry.model for entry in entries]
 
