@@ -73,9 +73,11 @@ prove-fuzz: setup
 		tests/contract/test_http_many.py tests/contract/test_http_sockets.py \
 		--fault-matrix tests/results/fuzz.json
 
-# Adapters on several raylets: pinned, loaded, placed, lost, placed again, drained; what happened when; two minutes.
+# Adapters on several raylets: pinned, loaded, placed, lost, placed again, drained, with a log of what happened when;
+# pools under a load that swings; about six minutes.
 prove-fleet: setup
-	SPRAT_FLEET_LOG=tests/results/fleet.json $(PYTEST) tests/integration/test_adapter_fleet.py
+	SPRAT_FLEET_LOG=tests/results/fleet.json SPRAT_SINE_PERIODS=4 \
+		$(PYTEST) tests/integration/test_adapter_fleet.py tests/integration/test_autoscaling.py
 
 # Every family of the catalogue on a real replica, tiny or with its own weights; about 45 minutes, resumable.
 prove-models: setup

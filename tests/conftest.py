@@ -57,6 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
     state.make()
     state.secrets()
     os.environ |= ray_environment(state)
+    # As patient as ever in numbers of checks; but tests that kill a raylet wait for Ray to notice.
+    os.environ |= {"RAY_health_check_period_ms": "1000"}
     configure_fault_matrix(config)
 
 

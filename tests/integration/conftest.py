@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,10 +94,23 @@ def ray_cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
+@pytest.fixture(scope="module")
+def lost_nodes_noticed(ray_cluster: Any) -> Iterator[None]:
+    """The next module begins when Ray knows of the raylets that this one has killed: till then it would place
+    replicas there."""
+    import ray
+
+    yield
+    deadline = time.monotonic() + 120
+    while sum(node["Alive"] for node in ray.nodes()) > len(ray_cluster.list_all_nodes()):
+        assert time.monotonic() < deadline, ray.nodes()
+        time.sleep(0.5)
+
+
 @contextmanager
 def deployed(config: ClusterConfig, valkey_url: str, folder: Path) -> Iterator[Fleet]:
-    """On the Ray of the session, in an empty Redis, with a store and journals in `folder`; until all gateways
-    listen."""
+    """On the Ray of the session, in an empty Redis, with a store and journals of its own below `folder`. All
+    gateways listen."""
     from ray import serve
 
     from deployments import app
@@ -107,12 +121,12 @@ def deployed(config: ClusterConfig, valkey_url: str, folder: Path) -> Iterator[F
         await client.aclose()
 
     asyncio.run(empty())
-    folder.mkdir()
+    own = Path(tempfile.mkdtemp(dir=folder))
     runtime = Runtime(
         config=config,
         redis_url=valkey_url,
-        store_url=sqlite_url(folder / "store.sqlite"),
-        journal_folder=str(folder / "journal"),
+        store_url=sqlite_url(own / "store.sqlite"),
+        journal_folder=str(own / "journal"),
         gateway_token=TOKEN,
         pepper=PEPPER,
     )
@@ -132,10 +146,26 @@ def deployed(config: ClusterConfig, valkey_url: str, folder: Path) -> Iterator[F
         time.sleep(0.2)
     yield running
     serve.shutdown()
+    until_serve_is_gone()
+
+
+def until_serve_is_gone(within_s: float = 30) -> None:
+    """Serve returns before its controller has died, and whoever starts Serve then is given the dying one."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"Serve's controller lives on after {within_s} s")
 
 
 @pytest.fixture(scope="module")
-def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
+def fleet(lost_nodes_noticed: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
     """Two gateways on one port, also behind Serve's proxy; two simulated pools: two replicas on the cheap
     node, one on the big one. No fallbacks: pinned."""
     config = config_of(
@@ -153,7 +183,7 @@ def fleet(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fl
             node_classes__big__fallbacks=[],
         )
     )
-    with deployed(config, valkey_url, short_folder / "fleet") as running:
+    with deployed(config, valkey_url, short_folder) as running:
         running.wait_for("specialist", 2)
         running.wait_for("reserve", 1)
         yield running

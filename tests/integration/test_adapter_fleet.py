@@ -69,7 +69,7 @@ def story() -> Iterator[Story]:
 
 
 @pytest.fixture(scope="module")
-def spare(ray_cluster: Any) -> Iterator[dict[str, Any]]:
+def spare(ray_cluster: Any, lost_nodes_noticed: None) -> Iterator[dict[str, Any]]:
     """Nodes that tests add, by name; what is left at the end goes."""
     nodes: dict[str, Any] = {"spare": ray_cluster.add_node(labels={"sprat.node": "spare"}, **NODE)}
     yield nodes
@@ -94,7 +94,7 @@ def fleet(ray_cluster: Any, spare: dict[str, Any], valkey_url: str, short_folder
             node_classes__big__fallbacks=[],
         )
     )
-    with deployed(config, valkey_url, short_folder / "adapters") as running:
+    with deployed(config, valkey_url, short_folder) as running:
         running.wait_for(POOL, 2)
         yield running
 

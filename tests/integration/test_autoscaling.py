@@ -34,7 +34,7 @@ SLOTS = 4
 
 
 @pytest.fixture(scope="module")
-def elastic(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
+def elastic(lost_nodes_noticed: None, valkey_url: str, short_folder: Path) -> Iterator[Fleet]:
     """One gateway; a small tier of 0 to 3 replicas anywhere, a large one of 1."""
     config = config_of(
         simulated(
@@ -62,7 +62,7 @@ def elastic(ray_cluster: None, valkey_url: str, short_folder: Path) -> Iterator[
             },
         )
     )
-    with deployed(config, valkey_url, short_folder / "elastic") as running:
+    with deployed(config, valkey_url, short_folder) as running:
         running.wait_for("reserve", 1)
         yield running
 
@@ -156,7 +156,7 @@ def test_a_pool_that_sleeps_is_woken_by_a_call_which_waits_for_it(elastic: Fleet
 
 def test_a_load_that_swings_takes_the_pool_up_once_and_down_once(elastic: Fleet) -> None:
     """No call fails on the way, and none goes to the large tier."""
-    period_s, periods = 30.0, 2
+    period_s, periods = 30.0, int(os.environ.get("SPRAT_SINE_PERIODS", "1"))
     sizes: list[tuple[float, int, int]] = []
     over = threading.Event()
 

@@ -133,8 +133,8 @@ def test_up_status_down(sprat: CommandLine) -> None:
     replica = status["pools"][0]["replicas"][0]
     assert replica["simulated"]
     assert replica["adapters"] == [
-        {"id": "intent@1", "state": "loaded"},
-        {"id": "intent@2", "state": "loaded"},
+        {"id": "intent@1", "state": "loaded", "detail": ""},
+        {"id": "intent@2", "state": "loaded", "detail": ""},
     ]
     assert "specialist" in sprat.run("status").stdout
     assert sprat.run("logs", "supervisor").returncode == 0
