@@ -25,7 +25,7 @@ def _machine(instance_type: str, cpus: int, gpus: int, memory_gib: int) -> Machi
     return Machine(instance_type, NodeSize(cpus, gpus, memory_gib * GIB))
 
 
-# The clouds' own lists of instance types, read 2026-11: virtual CPUs, cards, GiB of memory.
+# Virtual CPUs, cards, GiB of memory; declared, not read from the clouds' lists: check yours before `ray up`.
 MACHINES: dict[Provider, dict[str, Machine]] = {
     "aws": {
         "CPU": _machine("m7i.2xlarge", 8, 0, 32),
